@@ -1,0 +1,70 @@
+"""Distinct types for strings that must not be swapped, and what each may look like."""
+
+import re
+from typing import Final, NewType
+from uuid import UUID
+
+RoomId = NewType("RoomId", str)
+"""A meeting."""
+BreakoutId = NewType("BreakoutId", str)
+"""A breakout room of a meeting."""
+LiveKitRoom = NewType("LiveKitRoom", str)
+"""LiveKit's name of a room: the meeting's, with the breakout's appended."""
+ParticipantId = NewType("ParticipantId", str)
+"""Somebody in a meeting."""
+Identity = NewType("Identity", str)
+"""The `sub` of a LiveKit token: a participant's id, or the name of one of their popouts."""
+TrackSid = NewType("TrackSid", str)
+"""LiveKit's id of a published track."""
+CommandId = NewType("CommandId", str)
+"""Our id of a command that was carried out."""
+
+MAX_LENGTH: Final = 127
+CONTROLLER: Final = ParticipantId("controller")
+"""Stands for the host in events; nobody may have this id."""
+
+_UUID: Final = re.compile(
+    r"[0-9a-f]{32}|(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\{[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\}",
+    re.IGNORECASE,
+)
+_PLAIN: Final = re.compile(rf"[A-Za-z0-9._@-]{{1,{MAX_LENGTH}}}")
+_PARTICIPANT: Final = re.compile(rf"[A-Za-z0-9._@:-]{{1,{MAX_LENGTH}}}")
+_POPOUT: Final = re.compile(r"-popout[0-9]+\Z")
+
+
+def parse_room_id(text: str) -> RoomId:
+    """The meeting that `text` names; `ValueError` says what is wrong with it."""
+    return RoomId(_parse(text, _PLAIN, "A-Z a-z 0-9 . _ @ -"))
+
+
+def parse_breakout_id(text: str) -> BreakoutId:
+    """The breakout that `text` names; `ValueError` says what is wrong with it."""
+    return BreakoutId(_parse(text, _PLAIN, "A-Z a-z 0-9 . _ @ -"))
+
+
+def parse_participant_id(text: str) -> ParticipantId:
+    """The participant that `text` names; `ValueError` says what is wrong with it."""
+    parsed = _parse(text, _PARTICIPANT, "A-Z a-z 0-9 . _ @ : -")
+    if parsed == CONTROLLER:
+        raise ValueError("is reserved")
+    if _POPOUT.search(parsed):
+        raise ValueError("must not end like a popout's identity")
+    return ParticipantId(parsed)
+
+
+def livekit_room(room: RoomId, breakout: BreakoutId | None) -> LiveKitRoom:
+    """What LiveKit calls this meeting's room, or one of its breakouts; no id of ours holds the colon between them."""
+    return LiveKitRoom(room if breakout is None else f"{room}:{breakout}")
+
+
+def popout_identity(participant: ParticipantId, number: int) -> Identity:
+    """The identity of a participant's popout; numbers start at 1."""
+    return Identity(f"{participant}-popout{number}")
+
+
+def _parse(text: str, allowed: re.Pattern[str], alphabet: str) -> str:
+    if _UUID.fullmatch(text):
+        return str(UUID(text))
+    if not allowed.fullmatch(text):
+        raise ValueError(f"must be 1 to {MAX_LENGTH} characters of {alphabet}")
+    return text

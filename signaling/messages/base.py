@@ -1,0 +1,114 @@
+"""What all messages share: frozen models, ids that are checked, and errors that repeat no input."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar, Final, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, Strict, ValidationError
+
+from signaling.errors import MessageError
+from signaling.identifiers import ParticipantId, parse_participant_id
+
+MAX_IDS: Final = 5_000
+"""Ids that one command may name."""
+
+_REASONS: Final = {
+    "missing": "is required",
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "too_long": f"must not name more than {MAX_IDS:,}",
+}
+
+
+class Namespace(StrEnum):
+    """Which part of the protocol a message belongs to."""
+
+    LIVEKIT = "livekit"
+    MODERATION = "livekit_moderation"
+    CONTROL = "control"
+    ECHO = "echo"
+
+
+class Message(BaseModel):
+    """Any payload. Values of the wrong JSON type are refused, never converted."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
+
+
+class Command(Message):
+    """A client asks. `action` names the command."""
+
+    action: str
+
+
+class Event(Message):
+    """We announce. `message` names the event."""
+
+    namespace: ClassVar[Namespace]
+    message: str
+
+
+def in_order(ids: Iterable[ParticipantId]) -> tuple[ParticipantId, ...]:
+    """Ids as they leave: each once, sorted."""
+    return tuple(sorted(set(ids)))
+
+
+def rfc3339(at: float) -> str:
+    """Seconds since the epoch as `2026-03-01T09:30:00.123Z`."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Participant = Annotated[ParticipantId, AfterValidator(parse_participant_id)]
+"""One id, checked and normalised."""
+
+ParticipantIds = Annotated[
+    # JSON has lists only; everything inside them stays strict.
+    tuple[Participant, ...], Strict(strict=False), Field(max_length=MAX_IDS), AfterValidator(in_order)
+]
+"""Ids, sorted and unique, 5,000 at most."""
+
+Timestamp = Annotated[float, PlainSerializer(rfc3339, return_type=str)]
+"""Seconds since the epoch here, RFC 3339 in UTC on the wire."""
+
+
+CommandType = TypeVar("CommandType", bound=Command)
+
+
+def by_action(*commands: type[CommandType]) -> dict[str, type[CommandType]]:
+    """The commands of a namespace by the name that the wire has for them."""
+    return {command.model_fields["action"].default: command for command in commands}
+
+
+def parse_payload(payload: object, commands: Mapping[str, type[CommandType]]) -> CommandType:
+    """
+    The command that a payload holds.
+
+    Raises:
+        MessageError: Naming the first field that is wrong, and why, without repeating what was sent.
+    """
+    if not isinstance(payload, dict):
+        raise MessageError("payload: must be an object")
+    action = payload.get("action")
+    if not isinstance(action, str):
+        raise MessageError("action: is required" if action is None else "action: must be a string")
+    command = commands.get(action)
+    if command is None:
+        raise MessageError("action: not a command of this namespace")
+    try:
+        return command.model_validate(payload)
+    except ValidationError as error:
+        raise MessageError(_describe(error)) from None  # the cause would hold the input
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=True, include_input=False)[0]
+    if first["type"] == "extra_forbidden":
+        # The location of an unknown field is its name, which is input.
+        return "unknown field"
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+    reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}"

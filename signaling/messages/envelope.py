@@ -1,0 +1,129 @@
+"""The frame around every payload."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import jiter
+
+from signaling.errors import MessageError
+from signaling.messages.base import Event, Namespace, rfc3339
+
+TransactionId = int | str
+MAX_FRAME_BYTES: Final = 1024 * 1024
+MAX_TRANSACTION_ID: Final = 2**64 - 1
+MAX_TRANSACTION_ID_LENGTH: Final = 64
+_MAX_CONTAINERS: Final = 10_000
+
+EnvelopeErrorCode = Literal["invalid_json", "invalid_namespace", "invalid_command"]
+
+
+class EnvelopeError(MessageError):
+    """The frame itself is wrong. `namespace` is the one to answer in."""
+
+    def __init__(
+        self,
+        code: EnvelopeErrorCode,
+        detail: str | None = None,
+        *,
+        namespace: Namespace = Namespace.CONTROL,
+        transaction_id: TransactionId | None = None,
+    ) -> None:
+        super().__init__(detail or code)
+        self.code = code
+        self.detail = detail
+        self.namespace = namespace
+        self.transaction_id = transaction_id
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a client sent, as far as every namespace has it."""
+
+    namespace: Namespace
+    payload: object
+    transaction_id: TransactionId | None
+
+
+def parse_frame(text: str) -> Frame:
+    """
+    Take a text frame apart, without looking into its payload.
+
+    Costs at most some 25 ms for the worst of 1 MiB: containers are counted before they are built, nesting is bounded.
+
+    Raises:
+        EnvelopeError: Not JSON, a key twice, no object, an unknown namespace or a `transaction_id` that is none.
+    """
+    if text.count("{") + text.count("[") > _MAX_CONTAINERS:
+        raise EnvelopeError("invalid_json", "more values than any command has")
+    try:
+        frame = jiter.from_json(
+            text.encode(), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none", float_mode="float"
+        )
+    except ValueError:  # also lone surrogates, which UTF-8 does not have; the cause would repeat input
+        raise EnvelopeError("invalid_json") from None
+    if not isinstance(frame, dict):
+        raise EnvelopeError("invalid_json", "must be an object")
+    transaction_id = frame.get("transaction_id")
+    is_transaction_id = _is_transaction_id(transaction_id)
+    try:
+        namespace = Namespace(frame.get("namespace", ""))
+    except ValueError:
+        raise EnvelopeError("invalid_namespace", transaction_id=transaction_id if is_transaction_id else None) from None
+    if transaction_id is not None and not is_transaction_id:
+        detail = f"transaction_id: must be a number up to 2^64-1 or a string of 1 to {MAX_TRANSACTION_ID_LENGTH}"
+        raise EnvelopeError("invalid_command", detail, namespace=namespace)
+    return Frame(namespace, frame.get("payload"), transaction_id)
+
+
+def _is_transaction_id(value: object) -> bool:
+    match value:
+        case bool():
+            return False
+        case int():
+            return 0 <= value <= MAX_TRANSACTION_ID
+        case str():
+            return 1 <= len(value) <= MAX_TRANSACTION_ID_LENGTH
+        case _:
+            return False
+
+
+class Delivery:
+    """
+    One event on its way to one or many connections; its JSON is made once.
+
+    Attributes:
+        event: The event itself.
+        transaction_id: Of the command that caused it, for the sender's own copy; `None` for everybody else's.
+        timestamp: Seconds since the epoch; never goes backwards on one connection.
+    """
+
+    __slots__ = ("__dict__", "event", "timestamp", "transaction_id")
+
+    def __init__(self, event: Event, timestamp: float, transaction_id: TransactionId | None = None) -> None:
+        self.event = event
+        self.timestamp = timestamp
+        self.transaction_id = transaction_id
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.namespace}/{self.event.message})"  # events hold tokens
+
+    @property
+    def namespace(self) -> str:
+        """The event's namespace, as the wire has it."""
+        return self.event.namespace.value
+
+    @cached_property
+    def payload(self) -> dict[str, Any]:
+        """The event as a JSON object, for hosts with an envelope of their own."""
+        return self.event.model_dump(mode="json", exclude_none=True)
+
+    @cached_property
+    def text(self) -> str:
+        """The whole frame as JSON."""
+        transaction = "" if self.transaction_id is None else f',"transaction_id":{json.dumps(self.transaction_id)}'
+        return (
+            f'{{"namespace":"{self.namespace}","timestamp":"{rfc3339(self.timestamp)}",'
+            f'"payload":{self.event.model_dump_json(exclude_none=True)}{transaction}}}'
+        )

@@ -1,0 +1,75 @@
+"""A store for one process that may be lost with it: the default of the embedded module, the demo and many tests."""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from weakref import WeakValueDictionary
+
+from signaling.core.decisions import Announcement
+from signaling.identifiers import CommandId, RoomId
+from signaling.stores.contract import AuditEntry, Commit, Listener, Record, Store
+
+
+class MemoryStore(Store):
+    """Meetings in this process' memory."""
+
+    def __init__(self, *, audit_entries: int = 10_000) -> None:
+        self._records: dict[RoomId, Record] = {}
+        self._audit: defaultdict[RoomId, deque[AuditEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
+        self._listeners: list[Listener] = []
+        self._turns: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
+
+    async def open(self) -> None:
+        """Nothing is to be got ready."""
+
+    async def close(self) -> None:
+        """Nothing is to be let go of."""
+
+    async def rooms(self) -> tuple[RoomId, ...]:
+        """Every meeting that is kept, sorted."""
+        return tuple(sorted(self._records))
+
+    async def read(self, room: RoomId) -> Record | None:
+        """The newest record of a meeting, `None` if there is none."""
+        return self._records.get(room)
+
+    async def write(
+        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
+    ) -> bool:
+        """Put `record` in the place of the one before it, if it is the next."""
+        room = record.state.room
+        kept = self._records.get(room)
+        if record.revision != (0 if kept is None else kept.revision) + 1:
+            return False
+        self._records[room] = record
+        if audit is not None:
+            self._audit[room].append(audit)
+        commit = Commit(record, tuple(announcements))
+        for listener in self._listeners:
+            listener(commit)
+        return True
+
+    async def forget(self, room: RoomId, revision: int) -> bool:
+        """Drop a meeting and its audit, if `revision` is still the kept one."""
+        kept = self._records.get(room)
+        if kept is None or kept.revision != revision:
+            return False
+        del self._records[room]
+        self._audit.pop(room, None)
+        return True
+
+    async def audit(self, room: RoomId, *, limit: int, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
+        """The newest entries of a meeting, newest first."""
+        entries = list(reversed(self._audit.get(room, ())))
+        ids = [entry.command_id for entry in entries]
+        start = ids.index(before) + 1 if before in ids else 0
+        return tuple(entries[start : start + limit])
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with every commit from now on."""
+        self._listeners.append(listener)
+
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[None]:
+        """A meeting's exclusive step; waiting ones go in order."""
+        return self._turns.setdefault(room, asyncio.Lock())
