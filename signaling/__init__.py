@@ -1,3 +1,51 @@
-"""Moderation for LiveKit meetings."""
+"""Moderation for LiveKit meetings: what a moderator decides holds, and the moderator is told the truth."""
+
+from signaling.core.participants import Kind, Participant, Role, Source
+from signaling.errors import (
+    ConfigurationError,
+    InvalidParticipant,
+    MediaServerFailed,
+    MediaServerMissing,
+    SessionEnded,
+    SignalingError,
+    StoreError,
+    StoreLocked,
+)
+from signaling.identifiers import (
+    BreakoutId,
+    ParticipantId,
+    RoomId,
+    parse_breakout_id,
+    parse_participant_id,
+    parse_room_id,
+)
+from signaling.messages.envelope import Delivery
+from signaling.module import ModerationModule
+from signaling.session import Session
+from signaling.settings import Settings
 
 __version__ = "0.1.0"
+__all__ = [
+    "BreakoutId",
+    "ConfigurationError",
+    "Delivery",
+    "InvalidParticipant",
+    "Kind",
+    "MediaServerFailed",
+    "MediaServerMissing",
+    "ModerationModule",
+    "Participant",
+    "ParticipantId",
+    "Role",
+    "RoomId",
+    "Session",
+    "SessionEnded",
+    "Settings",
+    "SignalingError",
+    "Source",
+    "StoreError",
+    "StoreLocked",
+    "parse_breakout_id",
+    "parse_participant_id",
+    "parse_room_id",
+]

@@ -25,7 +25,7 @@ CONTROLLER: Final = ParticipantId("controller")
 
 _UUID: Final = re.compile(
     r"[0-9a-f]{32}|(?:urn:uuid:)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\{[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\}",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _PLAIN: Final = re.compile(rf"[A-Za-z0-9._@-]{{1,{MAX_LENGTH}}}")
 _PARTICIPANT: Final = re.compile(rf"[A-Za-z0-9._@:-]{{1,{MAX_LENGTH}}}")
@@ -64,7 +64,7 @@ def popout_identity(participant: ParticipantId, number: int) -> Identity:
 
 def _parse(text: str, allowed: re.Pattern[str], alphabet: str) -> str:
     if _UUID.fullmatch(text):
-        return str(UUID(text))
+        return str(UUID(text.lower()))  # UUID() knows `urn:uuid:` in lower case only
     if not allowed.fullmatch(text):
         raise ValueError(f"must be 1 to {MAX_LENGTH} characters of {alphabet}")
     return text

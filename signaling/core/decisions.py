@@ -1,7 +1,7 @@
 """From a command to a decision, and from what LiveKit did to what everybody is told."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
 
 from signaling.core.effects import Agree, Effect, Finding, Mute
@@ -70,6 +70,14 @@ class Depart:
 
 
 @dataclass(frozen=True, slots=True)
+class DepartUnlessBack:
+    """Somebody's time to come back is over, if they have not come back by `now`, in seconds since the epoch."""
+
+    participant: ParticipantId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoseConnections:
     """Their connections broke; their places are kept until then, in seconds since the epoch."""
 
@@ -105,7 +113,7 @@ class NoteRoomDeleted:
     room: LiveKitRoom
 
 
-HostCommand = Enter | Depart | LoseConnections | Move | ChangeRole | End | NoteRoomDeleted
+HostCommand = Enter | Depart | DepartUnlessBack | LoseConnections | Move | ChangeRole | End | NoteRoomDeleted
 
 ModeratorCommand = (
     livekit.ForceMute
@@ -123,11 +131,23 @@ AnyCommand = ModeratorCommand | MemberCommand | HostCommand
 # --- What comes of it --------------------------------------------------------------------------------------------
 
 
+RefusalCode = Literal[
+    "already_joined",
+    "insufficient_permissions",
+    "internal",
+    "invalid_command",
+    "livekit_unavailable",
+    "nothing_to_do",
+    "rate_limit_exceeded",
+    "unavailable",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Core said no, and nothing changed."""
+    """No, and nothing changed."""
 
-    error: Literal["insufficient_permissions", "nothing_to_do", "invalid_command", "livekit_unavailable"]
+    error: RefusalCode
     detail: str | None = None
 
 
@@ -150,10 +170,11 @@ Audience = Everyone | Only
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """An event, and who is told."""
+    """An event, and who is told; the sender of the command that caused it knows its own copy by that command."""
 
     audience: Audience
     event: Event
+    cause: CommandId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +249,12 @@ def _decide_for_host(
                 return Refusal("nothing_to_do")
             changes = (Departed(participant, now, reason),)
             return Decision(command_id, "leave", participant, now, changes, holds=True)
+        case DepartUnlessBack(participant, overdue_at):
+            member = state.members.get(participant)
+            if member is None or member.returns_until is None or member.returns_until > overdue_at:
+                return Refusal("nothing_to_do")
+            changes = (Departed(participant, now, "timeout"),)
+            return Decision(command_id, "time_out", participant, now, changes, holds=True)
         case LoseConnections(participants, until):
             return Decision(
                 command_id, "lose_connections", CONTROLLER, now, (ConnectionLost(participants, until),), holds=True
@@ -327,7 +354,7 @@ def _take_role(
         return _UNKNOWN_TARGET
     if not state.is_moderator(target):
         return Refusal("nothing_to_do")
-    if all(moderator == target for moderator in state.moderators()):
+    if sender != CONTROLLER and all(moderator == target for moderator in state.moderators()):
         return Refusal("insufficient_permissions")
     role = state.members[target].role
     return _give_role(
@@ -396,7 +423,10 @@ def conclude(
     failed = [participant for participant, finding in seen.items() if finding.is_failure]
     return Conclusion(
         state=after,
-        announcements=tuple(_announcements(state, after, decision, seen)),
+        announcements=tuple(
+            replace(announcement, cause=decision.command_id)
+            for announcement in _announcements(state, after, decision, seen)
+        ),
         outcomes=outcomes,
         # A mute that failed is not promised: it is tried again for a few seconds only.
         repaired_later=in_order(failed) if isinstance(decision.effect, Agree) else (),
@@ -431,17 +461,17 @@ def _announce(
         case Entered(participant):
             yield from _announce_entering(before, after, participant)
         case Departed(participant, _, reason):
-            member = before.members.get(participant)
-            if member is not None and member.kind not in SERVICES:
+            if _is_seen(before, participant):
                 yield Announcement(Everyone(frozenset({participant})), control.Left(id=participant, reason=reason))
         case HandSet(participant, _):
-            if participant in after.members:
+            if _is_seen(after, participant):
                 yield Announcement(Everyone(), _update(after, participant))
         case RoleGiven(participant, role):
             if participant in after.members:
                 target = frozenset({participant})
                 yield Announcement(Only(target), control.RoleUpdated(new_role=role.value))
-                yield Announcement(Everyone(target), _update(after, participant))
+                if _is_seen(after, participant):
+                    yield Announcement(Everyone(target), _update(after, participant))
         case Restricted(Source.MICROPHONE, listed):
             enabled = livekit.MicrophoneRestrictionsEnabled(unrestricted_participants=in_order(listed))
             yield Announcement(Everyone(), enabled)
@@ -467,6 +497,12 @@ def _announce_entering(before: MeetingState, after: MeetingState, participant: P
         yield Announcement(others, control.Joined(id=participant, control=data))
     elif known != data:
         yield Announcement(others, control.Update(id=participant, control=data))
+
+
+def _is_seen(state: MeetingState, participant: ParticipantId) -> bool:
+    """Whether others are told of somebody: of members, but not of services."""
+    member = state.members.get(participant)
+    return member is not None and member.kind not in SERVICES
 
 
 def _update(state: MeetingState, participant: ParticipantId) -> control.Update:

@@ -10,7 +10,7 @@ from signaling.core.policy import publishable
 from signaling.core.state import MeetingState
 from signaling.identifiers import Identity, ParticipantId
 
-_POPOUT: Final = re.compile(r"(?P<owner>.+)-popout(?P<number>[0-9]+)", re.DOTALL)
+_POPOUT: Final = re.compile(r"(?P<owner>.+)-popout(?P<number>[1-9][0-9]*)", re.DOTALL)
 _SECOND_SESSION: Final = "#"
 
 
@@ -92,7 +92,7 @@ def _issued_popout(identity: Identity, state: MeetingState) -> ParticipantId | N
         return None
     owner = ParticipantId(look["owner"])
     popouts = state.popouts.get(owner)
-    return owner if popouts is not None and 1 <= int(look["number"]) <= popouts.issued else None
+    return owner if popouts is not None and int(look["number"]) <= popouts.issued else None
 
 
 def _priority(presence: Presence, sources: frozenset[Source]) -> Priority:

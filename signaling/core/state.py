@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
-from signaling.core.participants import Kind, Role, Source
+from signaling.core.participants import NEVER_MODERATORS, Kind, Role, Source
 from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, ParticipantId, RoomId, livekit_room
 from signaling.messages.control import LeaveReason
 
@@ -67,6 +67,7 @@ class MeetingState:
         version: Goes up with each change of the state.
         roles: Roles given or taken during the meeting; they outlast what the host lets people in with.
         restricted: Sources that only moderators and those listed may publish.
+        restricted_by_default: Of these, what a meeting begins with, and goes back to.
         listed: Who is listed, by source. Kept for the screen while sharing is free, since grants are remembered.
         departed: People who were here and left or were moved out; whoever of them is in LiveKit is removed.
         rooms: LiveKit rooms that the meeting uses or has used.
@@ -79,6 +80,7 @@ class MeetingState:
     members: Mapping[ParticipantId, Member] = field(default_factory=dict)
     roles: Mapping[ParticipantId, Role] = field(default_factory=dict)
     restricted: frozenset[Source] = frozenset()
+    restricted_by_default: frozenset[Source] = frozenset()
     listed: Mapping[Source, frozenset[ParticipantId]] = field(default_factory=dict)
     blocks: frozenset[Block] = frozenset()
     popouts: Mapping[ParticipantId, Popouts] = field(default_factory=dict)
@@ -89,11 +91,12 @@ class MeetingState:
 
     def role_of(self, participant: ParticipantId) -> Role:
         """The role that holds now; `GUEST` for somebody who is not here."""
-        given = self.roles.get(participant)
-        if given is not None:
-            return given
         member = self.members.get(participant)
-        return Role.GUEST if member is None else member.role
+        if member is None:
+            return Role.GUEST
+        given = self.roles.get(participant, member.role)
+        # Whoever was made a moderator and comes back by telephone is none.
+        return member.role if given is Role.MODERATOR and member.kind in NEVER_MODERATORS else given
 
     def is_moderator(self, participant: ParticipantId) -> bool:
         """Whether they may command now."""
@@ -112,6 +115,12 @@ class MeetingState:
         """The LiveKit rooms where somebody belongs."""
         breakouts = {member.breakout for member in self.members.values()}
         return frozenset(livekit_room(self.room, breakout) for breakout in breakouts)
+
+
+def new_meeting(room: RoomId, *, screen_share_requires_permission: bool) -> MeetingState:
+    """A meeting that nobody has entered yet."""
+    restricted = frozenset({Source.SCREEN_SHARE}) if screen_share_requires_permission else frozenset[Source]()
+    return MeetingState(room=room, restricted=restricted, restricted_by_default=restricted)
 
 
 # --- Changes -----------------------------------------------------------------------------------------------------
@@ -268,7 +277,8 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             return replace(state, restricted=state.restricted | {source}, listed={**state.listed, source: listed})
         case Unrestricted(source):
             kept = state.listed if source is Source.SCREEN_SHARE else _without(state.listed, source)
-            return replace(state, restricted=state.restricted - {source}, listed=kept)
+            restricted = (state.restricted - {source}) | (state.restricted_by_default & {source})
+            return replace(state, restricted=restricted, listed=kept)
         case Granted(participants):
             cleared = _forget_screen(state, participants)
             grants = cleared.listed.get(Source.SCREEN_SHARE, frozenset()) | participants
@@ -283,7 +293,13 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             opened = (*issued.open, popout)[-POPOUTS_PER_PERSON:]
             return replace(state, popouts={**state.popouts, participant: Popouts(issued=number, open=opened)})
         case Ended():
-            return MeetingState(room=state.room, version=state.version, doomed=state.doomed | state.rooms)
+            return MeetingState(
+                room=state.room,
+                version=state.version,
+                restricted=state.restricted_by_default,
+                restricted_by_default=state.restricted_by_default,
+                doomed=state.doomed | state.rooms,
+            )
         case RoomDeleted(room):
             return replace(state, doomed=state.doomed - {room})
 

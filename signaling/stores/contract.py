@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from signaling.core.decisions import Announcement, Decision
-from signaling.core.state import MeetingState
+from signaling.core.state import MeetingState, apply
 from signaling.identifiers import CommandId, ParticipantId, RoomId
 from signaling.messages.moderation import Outcome
 
@@ -24,6 +24,11 @@ class Record:
     revision: int
     state: MeetingState
     staged: Decision | None = None
+
+    @property
+    def effective(self) -> MeetingState:
+        """The state as it will be if the staged decision comes true."""
+        return self.state if self.staged is None else apply(self.state, self.staged.changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,353 @@
+"""LiveKit's RoomService: calls, deadlines, pace, and one table of errors."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from types import MappingProxyType, TracebackType
+from typing import Final, Self, TypeVar
+
+import aiohttp
+import structlog
+from google.protobuf.message import DecodeError
+from livekit.api import AccessToken, LiveKitAPI, ServerError, VideoGrants
+from livekit.api.room_service import RoomService as Client
+from livekit.protocol import models
+from livekit.protocol import room as protocol
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
+from signaling import metrics
+from signaling.core.effects import Permission, Presence, Priority, Track
+from signaling.core.participants import Source
+from signaling.errors import (
+    MediaServerError,
+    MediaServerRejected,
+    MediaServerUnavailable,
+    ParticipantGone,
+    RoomGone,
+    TrackGone,
+)
+from signaling.identifiers import Identity, LiveKitRoom, TrackSid
+from signaling.livekit.contract import MediaServer
+from signaling.livekit.pace import Pace
+
+log = structlog.get_logger(__name__)
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+ROOM_TIMEOUT_S: Final = 86_400
+"""How long LiveKit keeps a room in which nobody is: meetings end by our word, not by its."""
+_TOKEN_LIFETIME_S: Final = 3_600
+_LIVEKIT_SHARE: Final = 0.75
+"""Of our deadline; LiveKit's own waits for a node that answers for a participant end before ours does."""
+
+_SOURCES: Final = MappingProxyType(
+    {
+        models.TrackSource.CAMERA: Source.CAMERA,
+        models.TrackSource.MICROPHONE: Source.MICROPHONE,
+        models.TrackSource.SCREEN_SHARE: Source.SCREEN_SHARE,
+        models.TrackSource.SCREEN_SHARE_AUDIO: Source.SCREEN_SHARE_AUDIO,
+    }
+)
+_NUMBERS: Final = MappingProxyType({source: number for number, source in _SOURCES.items()})
+_SERVICE_KINDS: Final = frozenset(
+    {
+        models.ParticipantInfo.Kind.INGRESS,
+        models.ParticipantInfo.Kind.EGRESS,
+        models.ParticipantInfo.Kind.AGENT,
+    }
+)
+
+NOBODY_ANSWERED: Final = frozenset({"unavailable", "canceled", "deadline_exceeded"})
+"""Twirp's codes for: LiveKit is there, but found nobody in it who would answer for that room or participant."""
+ERRORS: Final = MappingProxyType(
+    {
+        "not_found": ParticipantGone,
+        "unavailable": ParticipantGone,
+        "canceled": ParticipantGone,
+        "deadline_exceeded": ParticipantGone,
+        "aborted": MediaServerRejected,
+        "already_exists": MediaServerRejected,
+        "bad_route": MediaServerRejected,
+        "dataloss": MediaServerRejected,
+        "failed_precondition": MediaServerRejected,
+        "internal": MediaServerRejected,
+        "invalid_argument": MediaServerRejected,
+        "malformed": MediaServerRejected,
+        "out_of_range": MediaServerRejected,
+        "permission_denied": MediaServerRejected,
+        "resource_exhausted": MediaServerRejected,
+        "unauthenticated": MediaServerRejected,
+        "unimplemented": MediaServerRejected,
+        "unknown": MediaServerRejected,
+    }
+)
+"""What each of Twirp's codes means, for a call about a participant; for a room `ParticipantGone` becomes `RoomGone`."""
+_GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+
+
+def map_error(error: BaseException) -> MediaServerError:
+    """What an error of LiveKit's client means."""
+    match error:
+        case ServerError(code="unknown", status=status) if status in _GATEWAY_STATUSES:
+            # Not LiveKit's words: a proxy in front of it says that nothing is behind.
+            return MediaServerUnavailable(f"a gateway answered {status}")
+        case ServerError():
+            kind = ERRORS.get(error.code, MediaServerRejected)
+            return kind(f"{error.code}: {error.message} (status {error.status})")
+        case TimeoutError():
+            return MediaServerUnavailable("no answer in time")
+        case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | DecodeError():
+            return MediaServerRejected(f"unreadable answer: {type(error).__name__}")
+        case _:
+            return MediaServerUnavailable(f"{type(error).__name__}: {error}")
+
+
+class RoomService(MediaServer):
+    """
+    RoomService of one LiveKit deployment, over one pooled HTTP session.
+
+    Args:
+        url: Of LiveKit, in http or ws form.
+        timeout_s: The deadline of one call, above 0.
+        calls_per_room: Calls in flight for one LiveKit room.
+    """
+
+    def __init__(
+        self, url: str, api_key: str, api_secret: str, *, timeout_s: float = 2, calls_per_room: int = 8
+    ) -> None:
+        self._url = url
+        self._api_key = api_key
+        self._api_secret = api_secret
+        self._timeout_s = timeout_s
+        self._calls_per_room = calls_per_room
+        self._session: aiohttp.ClientSession | None = None
+        self._clients: dict[LiveKitRoom, tuple[float, Client]] = {}
+        self._paces: defaultdict[LiveKitRoom, Pace] = defaultdict(lambda: Pace(calls_per_room))
+        self._rooms: dict[LiveKitRoom, asyncio.Future[None]] = {}
+        self._answering = True
+        self._last_answer_at = float("-inf")
+        self._probe: asyncio.Task[None] | None = None
+        self._on_return: list[Callable[[], None]] = []
+
+    async def __aenter__(self) -> Self:
+        timeout_ms = round(self._timeout_s * _LIVEKIT_SHARE * 1_000)
+        self._session = aiohttp.ClientSession(
+            headers={"X-Twirp-Timeout-Ms": str(timeout_ms)}, connector=aiohttp.TCPConnector(limit=0)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._probe
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def answering(self) -> bool:
+        """False from the moment when calls get no answer until a probe gets one."""
+        return self._answering
+
+    @property
+    def last_answer_at(self) -> float:
+        """When anything was last answered, by the event loop's clock."""
+        return self._last_answer_at
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of one call."""
+        return self._timeout_s
+
+    def on_return(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever LiveKit answers again after it had not."""
+        self._on_return.append(callback)
+
+    def slot(self, room: LiveKitRoom, priority: Priority) -> AbstractAsyncContextManager[None]:
+        """Wait for one of the places that calls for a room have, and keep it inside the block."""
+        return self._paces[room].slot(priority)
+
+    async def ensure_room(self, room: LiveKitRoom) -> None:
+        """Make sure that the room is there; many who ask at once share one call."""
+        known = self._rooms.get(room)
+        if known is None:
+            known = asyncio.ensure_future(self._create_room(room))
+            self._rooms[room] = known
+            known.add_done_callback(lambda done: self._keep_room(room, done))
+        # One who gives up must not take the room away from those who wait with them.
+        await asyncio.shield(known)
+
+    def forget_rooms(self) -> None:
+        """What was known of rooms is known no longer."""
+        self._rooms = {room: future for room, future in self._rooms.items() if not future.done()}
+
+    async def delete_room(self, room: LiveKitRoom) -> None:
+        """End a room for everybody in it."""
+        self._rooms.pop(room, None)
+        with contextlib.suppress(ParticipantGone):
+            await self._call("DeleteRoom", room, self._client(room).delete_room, protocol.DeleteRoomRequest(room=room))
+        self._clients.pop(room, None)
+        self._paces.pop(room, None)
+
+    async def list_presences(self, room: LiveKitRoom) -> tuple[Presence, ...]:
+        """Everybody in the room, whatever they are."""
+        request = protocol.ListParticipantsRequest(room=room)
+        list_participants = self._client(room).list_participants
+        try:
+            answer = await self._call("ListParticipants", room, list_participants, request)
+        except ParticipantGone:
+            # Nobody answers for the room: it is gone with a crash of LiveKit, say. Made anew, it is empty.
+            self._rooms.pop(room, None)
+            await self.ensure_room(room)
+            try:
+                answer = await self._call("ListParticipants", room, list_participants, request)
+            except ParticipantGone as error:
+                raise RoomGone(str(error)) from error
+        gone = models.ParticipantInfo.State.DISCONNECTED
+        return tuple(_presence(room, info) for info in answer.participants if info.state != gone)
+
+    async def allow(self, presence: Presence, sources: tuple[Source, ...]) -> Presence:
+        """Let somebody publish these sources and no others."""
+        permission = models.ParticipantPermission.FromString(presence.permission.whole)
+        permission.can_publish = bool(sources)
+        permission.ClearField("can_publish_sources")
+        permission.can_publish_sources.extend(_NUMBERS[source] for source in sources)
+        request = protocol.UpdateParticipantRequest(
+            room=presence.room, identity=presence.identity, permission=permission
+        )
+        client = self._client(presence.room)
+        info = await self._call("UpdateParticipant", presence.room, client.update_participant, request)
+        return _presence(presence.room, info)
+
+    async def mute(self, room: LiveKitRoom, identity: Identity, track: TrackSid) -> None:
+        """Mute a track."""
+        request = protocol.MuteRoomTrackRequest(room=room, identity=identity, track_sid=track, muted=True)
+        answer = await self._call("MutePublishedTrack", room, self._client(room).mute_published_track, request)
+        if not answer.HasField("track"):
+            raise TrackGone(f"{track} is not a track of {identity}")
+
+    async def remove(self, room: LiveKitRoom, identity: Identity) -> None:
+        """Disconnect an identity."""
+        request = protocol.RoomParticipantIdentity(room=room, identity=identity)
+        with contextlib.suppress(ParticipantGone):
+            await self._call("RemoveParticipant", room, self._client(room).remove_participant, request)
+
+    # --- One call ------------------------------------------------------------------------------------------------
+
+    async def _call(
+        self,
+        method: str,
+        room: LiveKitRoom,
+        call: Callable[[Request], Awaitable[Response]],
+        request: Request,
+        *,
+        probing: bool = False,
+    ) -> Response:
+        if not self._answering and not probing:
+            raise MediaServerUnavailable("LiveKit does not answer")
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        result = "ok"
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await call(request)
+        except (ServerError, aiohttp.ClientError, TimeoutError, DecodeError) as error:
+            mapped = map_error(error)
+            result = "unavailable" if isinstance(mapped, MediaServerUnavailable) else "rejected"
+            if isinstance(mapped, MediaServerUnavailable):
+                self._note_silence(began_at)
+            else:
+                self._note_answer()
+            log.debug("livekit_call_failed", method=method, room=room, error=str(mapped))
+            raise mapped from error
+        finally:
+            metrics.LIVEKIT_CALLS.labels(method, result).inc()
+            metrics.LIVEKIT_CALL_DURATION.labels(method).observe(loop.time() - began_at)
+        self._note_answer()
+        return answer
+
+    def _note_answer(self) -> None:
+        self._last_answer_at = asyncio.get_running_loop().time()
+        if not self._answering:
+            self._answering = True
+            log.info("media_server_answers_again")
+            self.forget_rooms()
+            for callback in self._on_return:
+                callback()
+
+    def _note_silence(self, began_at: float) -> None:
+        if not self._answering or self._last_answer_at > began_at:
+            return  # something else was answered meanwhile: it is this call, not LiveKit
+        self._answering = False
+        log.warning("media_server_unavailable")
+        for pace in self._paces.values():
+            pace.refuse_waiting(MediaServerUnavailable("LiveKit does not answer"))
+        self._probe = asyncio.create_task(self._probe_until_answered(), name="media-server-probe")
+
+    async def _probe_until_answered(self) -> None:
+        nowhere = LiveKitRoom("")
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(MediaServerUnavailable), wait=wait_exponential(multiplier=0.05, max=1)
+        )
+        # Any answer will do, also a no; `_call` notes it.
+        with contextlib.suppress(MediaServerRejected):
+            await retrying(
+                self._call,
+                "ListRooms",
+                nowhere,
+                self._client(nowhere).list_rooms,
+                protocol.ListRoomsRequest(names=["none"]),
+                probing=True,
+            )
+
+    async def _create_room(self, room: LiveKitRoom) -> None:
+        request = protocol.CreateRoomRequest(name=room, empty_timeout=ROOM_TIMEOUT_S, departure_timeout=ROOM_TIMEOUT_S)
+        # The answer holds a password for TURN, which must never be logged.
+        await self._call("CreateRoom", room, self._client(room).create_room, request)
+
+    def _keep_room(self, room: LiveKitRoom, created: asyncio.Future[None]) -> None:
+        failed = created.cancelled() or created.exception() is not None
+        if failed and self._rooms.get(room) is created:
+            del self._rooms[room]
+
+    def _client(self, room: LiveKitRoom) -> Client:
+        """The client for a room, with a token that is made once an hour: signing one a call costs 40 % more CPU."""
+        if self._session is None:
+            raise RuntimeError("RoomService is used outside its `async with`")
+        now = asyncio.get_running_loop().time()
+        made_at, client = self._clients.get(room, (float("-inf"), None))
+        if client is None or now - made_at > _TOKEN_LIFETIME_S / 2:
+            grants = VideoGrants(room_create=True, room_list=True, room_admin=True, room=room)
+            token = AccessToken(self._api_key, self._api_secret).with_grants(grants)
+            jwt = token.with_ttl(timedelta(seconds=_TOKEN_LIFETIME_S)).to_jwt()
+            client = LiveKitAPI.with_token(jwt, self._url, session=self._session, failover=False).room
+            self._clients[room] = (now, client)
+        return client
+
+
+def _presence(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
+    permission = info.permission
+    return Presence(
+        room=room,
+        identity=Identity(info.identity),
+        permission=Permission(
+            can_publish=permission.can_publish,
+            sources=tuple(_SOURCES.get(source) for source in permission.can_publish_sources),
+            whole=permission.SerializeToString(),
+        ),
+        tracks=tuple(
+            Track(
+                sid=TrackSid(track.sid),
+                source=_SOURCES.get(track.source),
+                muted=track.muted,
+                is_sound=track.mime_type.startswith("audio/") or track.type == models.TrackType.AUDIO,
+            )
+            for track in info.tracks
+        ),
+        is_service=permission.hidden or permission.recorder or info.kind in _SERVICE_KINDS,
+    )

@@ -1,0 +1,21 @@
+"""What is counted, for Prometheus."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+COMMANDS: Final = Counter("moderation_commands", "Commands by action and by what came of them.", ["action", "result"])
+COMMAND_DURATION: Final = Histogram(
+    "moderation_command_duration_seconds", "From receiving a command to its last answer.", ["action"]
+)
+COMMANDS_WAITING: Final = Gauge("moderation_commands_waiting", "Commands that wait for their meeting's turn.")
+LIVEKIT_CALLS: Final = Counter(
+    "moderation_livekit_calls", "RoomService calls by method and result.", ["method", "result"]
+)
+LIVEKIT_CALL_DURATION: Final = Histogram(
+    "moderation_livekit_call_duration_seconds", "RoomService calls, from sending to the answer.", ["method"]
+)
+REPAIRS: Final = Counter("moderation_repairs", "Times that LiveKit was found to disagree and was told again.")
+MEETINGS: Final = Gauge("moderation_meetings", "Meetings that this process looks after.")
+SESSIONS: Final = Gauge("moderation_sessions", "Participants joined through this process.")
+CONNECTIONS: Final = Gauge("moderation_connections", "Open WebSocket connections.")

@@ -1,0 +1,491 @@
+"""What a host embeds: `ModerationModule` for the process, `Session` for each participant."""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from signaling import metrics
+from signaling.answers import answers
+from signaling.core.decisions import (
+    Announcement,
+    AnyCommand,
+    Conclusion,
+    Enter,
+    Everyone,
+    LoseConnections,
+    Refusal,
+)
+from signaling.core.participants import Kind, Participant
+from signaling.errors import InvalidParticipant, MediaServerError, MessageError, StoreError
+from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, Identity, ParticipantId, RoomId, livekit_room
+from signaling.livekit.embedded import EmbeddedServer
+from signaling.livekit.installation import require
+from signaling.livekit.room_service import RoomService
+from signaling.livekit.tokens import TokenMint
+from signaling.messages import control, livekit, moderation
+from signaling.messages.base import Namespace, parse_payload
+from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
+from signaling.rooms import Meeting, Rules, TooManyWaiting, new_command_id
+from signaling.session import Deliver, Session
+from signaling.settings import Settings, websocket_form
+from signaling.stores import open_store
+from signaling.stores.contract import AuditEntry, Commit, Record, Store
+from signaling.view import join_data, join_success
+
+log = structlog.get_logger(__name__)
+
+
+class ModerationModule:
+    """
+    Moderation of all meetings of one process; an asynchronous context manager.
+
+    Without `LIVEKIT_URL` it runs a `livekit-server` of its own.
+
+    Args:
+        settings: From the environment if left out.
+        store: Used instead of the one that the settings name; opened and closed by the module.
+        clock: Seconds since the epoch.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, store: Store | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = Settings() if settings is None else settings
+        self._store = store or open_store(
+            self.settings.moderation_store_url, audit_entries=self.settings.moderation_audit_entries
+        )
+        self._clock = clock
+        self._last_timestamp = 0.0
+        self._rules = Rules(
+            screen_share_requires_permission=self.settings.moderation_screen_share_requires_permission,
+            remove_unknown=self.settings.moderation_unknown_participants == "remove",
+            sweep_s=self.settings.moderation_sweep_s,
+            empty_s=self.settings.moderation_empty_room_s,
+        )
+        self._meetings: dict[RoomId, Meeting] = {}
+        self._joining: defaultdict[RoomId, int] = defaultdict(int)
+        self._sessions: defaultdict[RoomId, dict[ParticipantId, list[Session]]] = defaultdict(dict)
+        self._senders: dict[CommandId, tuple[Session, TransactionId | None]] = {}
+        self._stack = AsyncExitStack()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._media: RoomService | None = None
+        self._mint: TokenMint | None = None
+        self._public_url = ""
+        self._service_url = ""
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._store.close)
+            await self._store.open()
+            url, key, secret = await self._find_livekit(stack)
+            self._public_url = self.settings.public_url or websocket_form(url)
+            self._service_url = websocket_form(url)
+            self._mint = TokenMint(key, secret)
+            self._media = await stack.enter_async_context(
+                RoomService(
+                    url,
+                    key,
+                    secret,
+                    timeout_s=self.settings.moderation_livekit_timeout_s,
+                    calls_per_room=self.settings.moderation_livekit_calls_per_room,
+                )
+            )
+            self._media.on_return(self._restore_rooms)
+            self._store.listen(self._on_commit)
+            stack.push_async_callback(self._close_meetings)
+            await self._take_up_meetings()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def join(
+        self,
+        room: RoomId,
+        participant: Participant,
+        *,
+        deliver: Deliver,
+        extensions: frozenset[str] = frozenset(),
+    ) -> Session:
+        """
+        Let somebody into a meeting; an older session of theirs ends as `taken_over`.
+
+        Args:
+            deliver: Called in the event loop with each event, in order, never awaited. The host sends its own welcome
+                with `session.join_data` first, then what was delivered.
+            extensions: `livekit_moderation` for that namespace, `control` for hosts that speak it too.
+
+        Raises:
+            StoreError: They have not joined.
+        """
+        meeting = self._meeting(room)
+        self._joining[room] += 1
+        session = Session(self, meeting, participant.id, deliver, extensions)
+        try:
+            return await self._join(session, participant)
+        except BaseException:
+            self.drop(session)
+            raise
+        finally:
+            self._joining[room] -= 1
+            if not self._joining[room]:
+                del self._joining[room]
+
+    async def _join(self, session: Session, participant: Participant) -> Session:
+        meeting = session.meeting
+        livekit_answers = await self._open_room(session, participant.breakout)
+        sessions = self._sessions[session.room].setdefault(session.id, [])
+        sessions.append(session)
+        metrics.SESSIONS.inc()
+        committed = await meeting.commit_now(participant.id, Enter(participant))
+        if isinstance(committed, Refusal):  # nobody is refused yet
+            raise InvalidParticipant(f"{participant.id}: {committed.error}")
+        record, _ = committed
+        for older in tuple(sessions):
+            if older is not session:
+                older.end("taken_over")
+        data = join_data(record, self._credentials(session, record)) if livekit_answers else None
+        reconciler = meeting.reconciler if session.has_moderation else None
+        session.begin(record.revision, data, join_success(record, session.id, data=data, reconciler=reconciler))
+        if data is None:
+            session.tell(livekit.LiveKitError(error="livekit_unavailable"))
+        log.info("participant_joined", room=session.room, participant=session.id, kind=participant.kind.value)
+        return session
+
+    async def close_room(self, room: RoomId) -> None:
+        """
+        End a meeting: every session ends, the state is cleared, LiveKit's rooms are deleted, now or when it answers.
+
+        Raises:
+            StoreError: The meeting goes on.
+        """
+        meeting = self._meeting(room)
+        deleting = await meeting.end()
+        log.info("meeting_ended", room=room)
+        await asyncio.wait({deleting}, timeout=self.settings.moderation_livekit_timeout_s)
+
+    async def audit(self, room: RoomId, *, limit: int = 100, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
+        """
+        What moderators did in a meeting that goes on, newest first.
+
+        Args:
+            before: Continue after the entry of this command.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        return await self._store.audit(room, limit=limit, before=before)
+
+    async def check_store(self) -> None:
+        """Return if the store answers; raises `StoreError` if not."""
+        await self._store.rooms()
+
+    @property
+    def livekit_answers(self) -> bool:
+        """Whether LiveKit answered the last time that anything was asked."""
+        return self._media is not None and self._media.answering
+
+    @property
+    def public_url(self) -> str:
+        """What clients are told to connect to."""
+        return self._public_url
+
+    # --- Commands ------------------------------------------------------------------------------------------------
+
+    async def receive(
+        self, session: Session, namespace: str, payload: object, transaction_id: TransactionId | None
+    ) -> None:
+        """Carry out what a client of `session` sent; see `Session.receive`."""
+        spoken = Namespace(namespace)
+        if spoken is Namespace.ECHO or (spoken is Namespace.CONTROL and not session.has_control):
+            raise ValueError(f"{namespace} is not the module's")
+        if spoken is Namespace.MODERATION:
+            session.has_moderation = True
+        if transaction_id is not None and not is_transaction_id(transaction_id):
+            raise ValueError("a transaction id is an unsigned 64-bit number or a string of 1 to 64 characters")
+        command_id = new_command_id()
+        began_at = time.perf_counter()
+        action = None
+        answer: Conclusion | Refusal | None
+        try:
+            command = _parse(spoken, payload)
+            action = command.action
+            self._senders[command_id] = session, transaction_id
+            answer = await self._carry_out(session, command, command_id, transaction_id)
+        except MessageError as error:
+            answer = Refusal("invalid_command", str(error))
+        except TooManyWaiting:
+            answer = Refusal("rate_limit_exceeded")
+        except StoreError as error:
+            log.error("store_failed", room=session.room, error=str(error))  # noqa: TRY400 - no bug, no traceback
+            answer = Refusal("unavailable")
+        except Exception:
+            log.exception("command_failed", room=session.room, participant=session.id, action=action)
+            answer = Refusal("internal")
+        finally:
+            self._senders.pop(command_id, None)
+        duration_s = time.perf_counter() - began_at
+        _log_answer(session, command_id, action, answer, duration_s)
+        with_result = session.has_moderation and transaction_id is not None and spoken is not Namespace.CONTROL
+        for event in answers(spoken, action, command_id, answer, with_result=with_result):
+            session.tell(event, transaction_id)
+
+    async def _carry_out(
+        self,
+        session: Session,
+        command: livekit.LiveKitCommand | control.ControlCommand,
+        command_id: CommandId,
+        transaction_id: TransactionId | None,
+    ) -> Conclusion | Refusal | None:
+        match command:
+            case livekit.CreateNewAccessToken():
+                return await self._renew(session, transaction_id)
+            case livekit.RequestPopoutStreamAccessToken():
+                return await self._open_popout(session, command, command_id, transaction_id)
+            case control.Join():
+                return Refusal("already_joined")
+            case control.RaiseHand() | control.LowerHand():
+                committed = await session.meeting.commit_now(session.id, command, command_id)
+                return committed if isinstance(committed, Refusal) else None
+            case _:
+                return await session.meeting.take_turn(session.id, command, command_id)
+
+    async def _renew(self, session: Session, transaction_id: TransactionId | None) -> Refusal | None:
+        credentials = await self.mint_credentials(session)
+        if credentials is None:
+            return Refusal("livekit_unavailable")
+        session.tell(credentials, transaction_id)
+        return None
+
+    async def _open_popout(
+        self, session: Session, command: AnyCommand, command_id: CommandId, transaction_id: TransactionId | None
+    ) -> Refusal | None:
+        member = (await session.meeting.record()).state.members.get(session.id)
+        if member is None or not await self._open_room(session, member.breakout):
+            return Refusal("livekit_unavailable")
+        committed = await session.meeting.commit_now(session.id, command, command_id)
+        if isinstance(committed, Refusal):
+            return committed
+        popouts = committed[0].state.popouts[session.id]
+        popout = popouts.open[-1]
+        session.tell(
+            livekit.PopoutStreamAccessToken(token=self._token_mint.for_popout(popout.room, popout.identity)),
+            transaction_id,
+        )
+        if popouts.issued > len(popouts.open):
+            session.meeting.reconciler.repair({session.id})  # an older one may have had to make room
+        return None
+
+    # --- Tokens --------------------------------------------------------------------------------------------------
+
+    async def mint_credentials(self, session: Session) -> livekit.Credentials | None:
+        """A token from the newest state, for the room where the participant belongs; `None` without LiveKit."""
+        member = (await session.meeting.record()).state.members.get(session.id)
+        if member is None or not await self._open_room(session, member.breakout):
+            return None
+        record = await session.meeting.record()
+        return self._credentials(session, record) if session.id in record.state.members else None
+
+    def _credentials(self, session: Session, record: Record) -> livekit.Credentials:
+        member = record.state.members[session.id]
+        room = livekit_room(session.room, member.breakout)
+        sources = session.meeting.sources_for_token(record, session.id)
+        token = self._token_mint.for_participant(room, Identity(session.id), sources=sources, kind=member.kind)
+        return livekit.Credentials(
+            room=room,
+            token=token,
+            public_url=self._public_url,
+            service_url=self._service_url if member.kind in BESIDE_THE_SERVER else None,
+        )
+
+    @property
+    def _token_mint(self) -> TokenMint:
+        if self._mint is None:
+            raise RuntimeError("ModerationModule is used outside its `async with`")
+        return self._mint
+
+    async def _open_room(self, session: Session, breakout: BreakoutId | None) -> bool:
+        try:
+            await session.meeting.open_room(livekit_room(session.room, breakout))
+        except MediaServerError as error:
+            log.warning("room_not_opened", room=session.room, error=str(error))
+            return False
+        return True
+
+    # --- Delivering ----------------------------------------------------------------------------------------------
+
+    def timestamp(self) -> float:
+        """Now, in seconds since the epoch; never before what it was the last time."""
+        self._last_timestamp = max(self._last_timestamp, self._clock())
+        return self._last_timestamp
+
+    def _on_commit(self, commit: Commit) -> None:
+        state = commit.record.state
+        meeting = self._meetings.get(state.room)
+        if meeting is None:
+            return
+        meeting.note(commit.record)
+        sessions = self._sessions.get(state.room, {})
+        for announcement in commit.announcements:
+            sender, transaction_id = self._sender_of(announcement)
+            delivery = Delivery(announcement.event, self.timestamp())
+            match announcement.audience:
+                case Everyone(but):
+                    people = [person for person in sessions if person not in but]
+                case only:
+                    people = [person for person in only.participants if person in sessions]
+            for person in people:
+                for session in tuple(sessions[person]):
+                    if not session.may_see(announcement.event):
+                        continue
+                    if session is sender and transaction_id is not None:
+                        own = Delivery(announcement.event, delivery.timestamp, transaction_id)
+                        session.push(own, commit.record.revision)
+                    else:
+                        session.push(delivery, commit.record.revision)
+        if not state.members:
+            for session in [session for listed in sessions.values() for session in listed]:
+                if session.has_begun:
+                    session.end("meeting_ended")
+
+    def _sender_of(self, announcement: Announcement) -> tuple[Session | None, TransactionId | None]:
+        return (None, None) if announcement.cause is None else self._senders.get(announcement.cause, (None, None))
+
+    def drop(self, session: Session) -> None:
+        """Deliver nothing to this session any more."""
+        sessions = self._sessions.get(session.room, {})
+        listed = sessions.get(session.id, [])
+        if session in listed:
+            listed.remove(session)
+            metrics.SESSIONS.dec()
+        if not listed:
+            sessions.pop(session.id, None)
+        if not sessions:
+            self._sessions.pop(session.room, None)
+
+    # --- Meetings ------------------------------------------------------------------------------------------------
+
+    def _meeting(self, room: RoomId) -> Meeting:
+        meeting = self._meetings.get(room)
+        if meeting is None:
+            if self._media is None:
+                raise RuntimeError("ModerationModule is used outside its `async with`")
+            meeting = Meeting(
+                room,
+                self._store,
+                self._media,
+                self._rules,
+                clock=self._clock,
+                on_forgotten=lambda: self._let_go_of(room),
+            )
+            self._meetings[room] = meeting
+            metrics.MEETINGS.inc()
+            meeting.start()
+        return meeting
+
+    def _let_go_of(self, room: RoomId) -> None:
+        """Nothing is kept of a meeting any more; unless somebody is just beginning it anew, nothing is to be done."""
+        meeting = self._meetings.get(room)
+        if meeting is None or room in self._joining or room in self._sessions or not meeting.is_idle:
+            return
+        del self._meetings[room]
+        metrics.MEETINGS.dec()
+        self._closing.add(closing := asyncio.create_task(meeting.close()))
+        closing.add_done_callback(self._closing.discard)
+
+    async def _close_meetings(self) -> None:
+        for meeting in self._meetings.values():
+            metrics.MEETINGS.dec()
+            await meeting.close()
+        self._meetings.clear()
+        for sessions in tuple(self._sessions.values()):
+            for session in [session for listed in sessions.values() for session in listed]:
+                self.drop(session)
+        await asyncio.gather(*self._closing)
+
+    async def _take_up_meetings(self) -> None:
+        """Go on with what the store has kept of an earlier process: everybody in it has the grace period to return."""
+        for room in await self._store.rooms():
+            meeting = self._meeting(room)
+            record = await meeting.record()
+            meeting.note(record)
+            await self.lose_connections(meeting, frozenset(record.state.members))
+            meeting.run_in_background(meeting.finish_staged())
+            meeting.run_in_background(meeting.restore_rooms())
+            if record.state.doomed:
+                meeting.run_in_background(meeting.delete_doomed_rooms())
+
+    async def lose_connections(self, meeting: Meeting, people: frozenset[ParticipantId]) -> None:
+        """Keep the places of people whose connections are gone for the grace period."""
+        until = self._clock() + self.settings.moderation_disconnect_grace_s
+        await meeting.commit_now(CONTROLLER, LoseConnections(people, until))
+
+    def _restore_rooms(self) -> None:
+        for meeting in self._meetings.values():
+            meeting.run_in_background(meeting.restore_rooms())
+
+    # --- LiveKit -------------------------------------------------------------------------------------------------
+
+    async def _find_livekit(self, stack: AsyncExitStack) -> tuple[str, str, str]:
+        settings = self.settings
+        if settings.livekit_url and settings.livekit_api_key and settings.livekit_api_secret:
+            return settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value()
+        server = EmbeddedServer(path=require(settings.livekit_server_path), on_restart=self._on_restart)
+        await stack.enter_async_context(server)
+        return server.url, server.api_key, server.api_secret
+
+    def _on_restart(self) -> None:
+        if self._media is not None:
+            self._media.forget_rooms()
+        self._restore_rooms()
+
+
+BESIDE_THE_SERVER: Final = frozenset({Kind.SIP, Kind.RECORDER})
+"""Kinds that reach LiveKit by its internal address."""
+
+
+def _parse(namespace: Namespace, payload: object) -> livekit.LiveKitCommand | control.ControlCommand:
+    if namespace is Namespace.LIVEKIT:
+        return parse_payload(payload, livekit.COMMANDS)
+    if namespace is Namespace.CONTROL:
+        return parse_payload(payload, control.COMMANDS)
+    return parse_payload(payload, moderation.COMMANDS)
+
+
+def _log_answer(
+    session: Session, command_id: CommandId, action: str | None, answer: Conclusion | Refusal | None, duration_s: float
+) -> None:
+    error = None if answer is None else answer.error
+    metrics.COMMANDS.labels(action or "unknown", error or "ok").inc()
+    metrics.COMMAND_DURATION.labels(action or "unknown").observe(duration_s)
+    facts = {
+        "room": session.room,
+        "participant": session.id,
+        "command_id": command_id,
+        "action": action,
+        "duration_ms": round(duration_s * 1_000, 1),
+    }
+    if isinstance(answer, Refusal):
+        log.info("command_refused", **facts, error=error)
+    elif isinstance(answer, Conclusion) and error is not None:
+        log.warning("command_applied", **facts, outcomes=_counted(answer), error=error)
+    elif isinstance(answer, Conclusion):
+        log.info("command_applied", **facts, outcomes=_counted(answer))
+    else:
+        log.info("command_applied", **facts)
+
+
+def _counted(conclusion: Conclusion) -> dict[str, int]:
+    return dict(Counter(outcome.outcome for outcome in conclusion.outcomes))

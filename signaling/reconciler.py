@@ -1,0 +1,392 @@
+"""What keeps LiveKit agreeing with a meeting: settling, retries, and the sweep."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Final
+from weakref import WeakValueDictionary
+
+import structlog
+from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
+
+from signaling import metrics
+from signaling.core.effects import Allow, Finding, Presence, Priority, Remove, Track
+from signaling.core.enforcement import call_for, owner_of, plan
+from signaling.core.participants import Source
+from signaling.core.state import MeetingState
+from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
+from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
+from signaling.livekit.contract import MediaServer
+
+log = structlog.get_logger(__name__)
+
+Place = tuple[LiveKitRoom, Identity]
+_FIRST_RETRY_S: Final = 0.1
+_ROUNDS: Final = 3
+"""Calls for one identity before LiveKit counts as contradicting itself."""
+
+
+class Reconciler:
+    """
+    Makes LiveKit agree with one meeting, whatever made them differ.
+
+    It holds sets of people, never permissions: right before each call the newest state is read, and after it once more,
+    so that an old plan cannot overwrite a new decision. Calls about one identity never overlap.
+
+    Args:
+        read: The newest state of the meeting, a staged decision included.
+        before_sweep: Awaited before everything is compared.
+        remove_unknown: Whether people who never joined are removed, instead of being restricted like anyone.
+        sweep_s: How often everything is compared, in seconds.
+    """
+
+    def __init__(
+        self,
+        room: RoomId,
+        media: MediaServer,
+        read: Callable[[], Awaitable[MeetingState]],
+        *,
+        before_sweep: Callable[[], Awaitable[None]],
+        remove_unknown: bool,
+        sweep_s: float,
+    ) -> None:
+        self._room = room
+        self._media = media
+        self._read = read
+        self._before_sweep = before_sweep
+        self._remove_unknown = remove_unknown
+        self._sweep_s = sweep_s
+        self._roster: dict[Place, Presence] = {}
+        self._told_at: dict[Place, float] = {}
+        self._locks: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
+        self._due: set[ParticipantId] = set()
+        self._in_doubt: dict[ParticipantId, float | None] = {}
+        self._settling: dict[Place, asyncio.Task[Finding]] = {}
+        self._wake = asyncio.Event()
+        self._retry_at = math.inf
+        self._retry_s = _FIRST_RETRY_S
+
+    @property
+    def roster(self) -> Iterable[Presence]:
+        """Everybody in LiveKit, as of the last look."""
+        return self._roster.values()
+
+    def presence(self, room: LiveKitRoom, identity: Identity) -> Presence | None:
+        """One identity as of the last look."""
+        return self._roster.get((room, identity))
+
+    def is_settling(self, participant: ParticipantId) -> bool:
+        """Whether LiveKit is still to be told about them."""
+        return participant in self._due or any(place[1] == Identity(participant) for place in self._settling)
+
+    def repair(self, participants: Iterable[ParticipantId]) -> None:
+        """Look at these people, at once, and again until LiveKit agrees."""
+        self._due.update(participants)
+        self._retry_at = asyncio.get_running_loop().time()
+        self._retry_s = _FIRST_RETRY_S
+        self._wake.set()
+
+    def doubt(self, participants: Collection[ParticipantId]) -> None:
+        """
+        Calls about these people went unanswered, and may still take effect.
+
+        LiveKit counts as agreeing about them only when two looks, one deadline apart, have found it so.
+        """
+        self._in_doubt.update(dict.fromkeys(participants))
+        self._retry_later(participants)
+
+    def _retry_later(self, participants: Iterable[ParticipantId]) -> None:
+        self._due.update(participants)
+        if self._due and self._retry_at == math.inf:
+            self._retry_at = asyncio.get_running_loop().time() + self._retry_s
+            self._wake.set()
+
+    # --- Looking -------------------------------------------------------------------------------------------------
+
+    async def look(self, rooms: Iterable[LiveKitRoom]) -> frozenset[LiveKitRoom]:
+        """
+        List who is in these LiveKit rooms.
+
+        Returns:
+            The rooms about which LiveKit did not answer, or not usefully.
+
+        Raises:
+            MediaServerUnavailable: About none of them.
+        """
+        wanted = sorted(set(rooms))
+        answers = await asyncio.gather(*(self._look_at(room) for room in wanted), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(
+                answer, MediaServerUnavailable | MediaServerRejected
+            ):
+                raise answer
+        silent = [answer for answer in answers if isinstance(answer, MediaServerUnavailable)]
+        if silent and len(silent) == len(wanted):
+            raise silent[0]
+        return frozenset(
+            room for room, answer in zip(wanted, answers, strict=True) if isinstance(answer, BaseException)
+        )
+
+    async def _look_at(self, room: LiveKitRoom) -> None:
+        async with self._media.slot(room, Priority.REPAIR):
+            began_at = asyncio.get_running_loop().time()
+            presences = await self._media.list_presences(room)
+        listed = {(room, presence.identity): presence for presence in presences}
+        for place in [place for place in self._roster if place[0] == room and place not in listed]:
+            del self._roster[place]
+            self._told_at.pop(place, None)
+        for place, presence in listed.items():
+            # What LiveKit answered to a call is newer than a list that was asked for before.
+            if self._told_at.get(place, began_at) <= began_at:
+                self._roster[place] = presence
+
+    def _note(self, presence: Presence) -> None:
+        place = (presence.room, presence.identity)
+        self._roster[place] = presence
+        self._told_at[place] = asyncio.get_running_loop().time()
+
+    def _drop(self, place: Place) -> None:
+        self._roster.pop(place, None)
+        self._told_at.pop(place, None)
+
+    def _lock(self, identity: Identity) -> asyncio.Lock:
+        return self._locks.setdefault(identity, asyncio.Lock())
+
+    # --- Agreeing ------------------------------------------------------------------------------------------------
+
+    async def agree(self, place: Place, priority: Priority) -> Finding:
+        """
+        Make LiveKit agree about one identity in one room, as of the newest state.
+
+        Whoever could not be dealt with is tried again later; cancelling leaves them to the sweep.
+        """
+        room, identity = place
+        try:
+            # The place among the calls first, then the identity: the other way round, a call that waits long for its
+            # place would keep an urgent one about the same person waiting too.
+            async with self._media.slot(room, priority), self._lock(identity):
+                finding = await self._agree_now(place)
+        except MediaServerUnavailable:
+            finding = Finding.UNANSWERED
+        except MediaServerRejected as error:
+            log.warning("media_server_rejected", room=room, participant=identity, error=str(error))
+            finding = Finding.REJECTED
+        if finding.is_failure:
+            owner = owner_of(identity, await self._read())
+            if finding is Finding.UNANSWERED:
+                self.doubt({owner})
+            else:
+                self._retry_later({owner})
+        return finding
+
+    async def _agree_now(self, place: Place) -> Finding:
+        finding = Finding.AGREED
+        looked_again = False
+        for _ in range(_ROUNDS):
+            presence = self._roster.get(place)
+            if presence is None:
+                return Finding.ABSENT if finding is Finding.AGREED else finding
+            call = call_for(await self._read(), presence, remove_unknown=self._remove_unknown)
+            try:
+                match call:
+                    case None:
+                        return finding
+                    case Remove():
+                        await self._media.remove(*place)
+                        self._drop(place)
+                    case Allow(sources=sources):
+                        self._note(await self._media.allow(presence, sources))
+                finding = Finding.CHANGED
+            except ParticipantGone:
+                if looked_again:
+                    raise
+                # They may be coming or going in this very moment.
+                looked_again = True
+                presences = await self._media.list_presences(place[0])
+                self._drop(place)
+                for listed in presences:
+                    if listed.identity == place[1]:
+                        self._note(listed)
+        raise MediaServerRejected("LiveKit answers with another permission than it was told")
+
+    def settle(self, place: Place, priority: Priority) -> asyncio.Task[Finding]:
+        """Begin to agree about one identity, and go on whether or not anybody waits for it."""
+        task = self._settling.get(place)
+        if task is None or priority < Priority.SETTLING:
+            task = asyncio.create_task(self.agree(place, priority), name=f"agree-{place[1]}")
+            self._settling[place] = task
+            task.add_done_callback(lambda done: self._settled(place, done))
+        return task
+
+    def _settled(self, place: Place, task: asyncio.Task[Finding]) -> None:
+        if self._settling.get(place) is task:
+            del self._settling[place]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("agreeing_failed", room=self._room, participant=place[1], exc_info=error)
+
+    # --- Muting --------------------------------------------------------------------------------------------------
+
+    async def mute(
+        self, room: LiveKitRoom, identity: Identity, sources: frozenset[Source], only: frozenset[TrackSid] | None = None
+    ) -> Finding:
+        """
+        Mute somebody's live tracks of these sources, as of the last look.
+
+        Args:
+            only: Of these tracks; `None` for whatever they publish.
+        """
+        try:
+            for attempt in range(2):
+                presence = self._roster.get((room, identity))
+                if presence is None:
+                    return Finding.ABSENT
+                tracks = [
+                    track
+                    for track in presence.tracks
+                    if track.source in sources and (only is None or track.sid in only)
+                ]
+                if not tracks:
+                    return Finding.NO_TRACK
+                try:
+                    return await self._mute_tracks(presence, tracks)
+                except (ParticipantGone, TrackGone):
+                    if attempt:
+                        raise
+                    await self._look_at(room)  # they, or the track, may be gone in this very moment
+        except MediaServerUnavailable:
+            return Finding.UNANSWERED
+        except MediaServerRejected as error:
+            log.warning("media_server_rejected", room=room, participant=identity, error=str(error))
+        return Finding.REJECTED
+
+    async def _mute_tracks(self, presence: Presence, tracks: list[Track]) -> Finding:
+        live = [track for track in tracks if not track.muted]
+        for track in live:
+            async with self._media.slot(presence.room, Priority.LIVE), self._lock(presence.identity):
+                await self._media.mute(presence.room, presence.identity, track.sid)
+        return Finding.MUTED if live else Finding.ALREADY_MUTED
+
+    async def mute_late(
+        self,
+        room: LiveKitRoom,
+        identity: Identity,
+        sources: frozenset[Source],
+        only: frozenset[TrackSid],
+        within_s: float,
+    ) -> bool:
+        """
+        Try again to mute these tracks, for `within_s` seconds.
+
+        Returns:
+            Whether LiveKit has confirmed it: also when it says that they are muted, since it was asked to do so.
+        """
+
+        async def attempt() -> Finding:
+            try:
+                await self.look({room})
+            except MediaServerUnavailable:
+                return Finding.UNANSWERED
+            return await self.mute(room, identity, sources, only)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_result(lambda finding: finding.is_failure),
+            wait=wait_exponential(multiplier=_FIRST_RETRY_S, max=1),
+            stop=stop_after_delay(within_s),
+        )
+        try:
+            finding: Finding = await retrying(attempt)
+        except RetryError:
+            return False
+        return finding in {Finding.MUTED, Finding.ALREADY_MUTED}
+
+    # --- Sweeping ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Sweep, and retry what is due in between, until cancelled."""
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time() + self._sweep_s
+        while True:
+            await self._pause(min(sweep_at, self._retry_at) - loop.time())
+            is_sweep = loop.time() >= sweep_at
+            if not is_sweep and loop.time() < self._retry_at:
+                continue  # woken only to look at the clock again
+            if is_sweep:
+                sweep_at = loop.time() + self._sweep_s
+            self._retry_at = math.inf
+            if self._media.answering:
+                try:
+                    if is_sweep:
+                        await self._before_sweep()
+                    await self.go_over(None if is_sweep else frozenset(self._due))
+                except (MediaServerUnavailable, StoreError) as error:
+                    log.warning("sweep_failed", room=self._room, error=str(error))
+                except Exception:  # one meeting's bug must not end its protection
+                    log.exception("sweep_failed", room=self._room)
+            self._back_off()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0)):
+                await self._wake.wait()
+        self._wake.clear()
+
+    def _back_off(self) -> None:
+        if not self._due:
+            self._retry_s = _FIRST_RETRY_S
+        elif self._retry_at == math.inf:  # nobody asked for it to be sooner
+            self._retry_at = asyncio.get_running_loop().time() + self._retry_s
+            self._retry_s = min(self._retry_s * 2, self._sweep_s)
+
+    async def go_over(self, people: frozenset[ParticipantId] | None) -> None:
+        """
+        Compare LiveKit with the state and tell it what differs.
+
+        Args:
+            people: Only these; `None` for everybody.
+
+        Raises:
+            MediaServerUnavailable: LiveKit did not answer.
+        """
+        state = await self._read()
+        if people is None and self._roster:
+            rooms = state.rooms_in_use() | {room for room, _ in self._roster}
+        else:
+            # People who left or were moved may be in any room that was ever used, known of or not.
+            rooms = state.rooms
+        silent = await self.look(rooms)
+        calls = plan(state, self._roster.values(), remove_unknown=self._remove_unknown, about=people)
+        priority = Priority.SWEEP if people is None else Priority.REPAIR
+        findings = await asyncio.gather(*(self.agree((call.room, call.identity), priority) for call in calls))
+        failed = set()
+        for call, finding in zip(calls, findings, strict=True):
+            owner = owner_of(call.identity, state)
+            if finding.is_failure:
+                failed.add(owner)
+            elif finding is Finding.CHANGED:
+                if owner not in self._due:
+                    metrics.REPAIRS.inc()
+                    log.info("drift_repaired", room=call.room, participant=call.identity)
+                if owner in self._in_doubt:
+                    self._in_doubt[owner] = None
+        if not silent:
+            self._clear(self._due - failed if people is None else people - failed)
+
+    def _clear(self, agreed: Iterable[ParticipantId]) -> None:
+        now = asyncio.get_running_loop().time()
+        for person in tuple(agreed):
+            if person in self._in_doubt:
+                sure_at = self._in_doubt[person]
+                if sure_at is None:
+                    self._in_doubt[person] = now + self._media.timeout_s
+                if sure_at is None or now < sure_at:
+                    continue
+                del self._in_doubt[person]
+            self._due.discard(person)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = list(self._settling.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

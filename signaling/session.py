@@ -1,0 +1,236 @@
+"""One participant's way into a meeting."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Literal, Protocol
+
+import structlog
+
+from signaling.core.decisions import ChangeRole, Depart, Move, Refusal
+from signaling.core.participants import Role
+from signaling.errors import InvalidParticipant, SessionEnded
+from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId
+from signaling.messages import control, livekit
+from signaling.messages.base import Event, Namespace
+from signaling.messages.envelope import Delivery, TransactionId
+from signaling.rooms import Meeting, new_command_id
+from signaling.view import join_data
+
+log = structlog.get_logger(__name__)
+
+Deliver = Callable[[Delivery], object]
+EndReason = Literal["kicked", "banned", "taken_over", "meeting_ended"]
+CONTROL: Final = Namespace.CONTROL.value
+MODERATION: Final = Namespace.MODERATION.value
+
+
+class Host(Protocol):
+    """What a session needs of the module that made it."""
+
+    def timestamp(self) -> float:
+        """Now, in seconds since the epoch; never before what it was the last time."""
+
+    def drop(self, session: "Session") -> None:
+        """Deliver nothing to this session any more."""
+
+    async def receive(
+        self, session: "Session", namespace: str, payload: object, transaction_id: TransactionId | None
+    ) -> None:
+        """Carry out what a client of `session` sent."""
+
+    async def mint_credentials(self, session: "Session") -> livekit.Credentials | None:
+        """A token from the newest state, for the room where the participant belongs; `None` without LiveKit."""
+
+    async def lose_connections(self, meeting: Meeting, people: frozenset[ParticipantId]) -> None:
+        """Keep the places of people whose connections are gone for the grace period."""
+
+
+class Session:
+    """
+    One participant's way into a meeting; made by `ModerationModule.join`.
+
+    Attributes:
+        id: The participant.
+        room: The meeting.
+        ended: Resolves to the reason when the module ends the session, after the last delivery; the host then closes.
+            It stays open when the host itself ends the session by `leave` or `disconnect`.
+    """
+
+    def __init__(
+        self,
+        module: "Host",
+        meeting: Meeting,
+        participant: ParticipantId,
+        deliver: Deliver,
+        extensions: frozenset[str],
+    ) -> None:
+        self.id = participant
+        self.room = meeting.room
+        self.ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
+        self.has_control = CONTROL in extensions
+        self.has_moderation = MODERATION in extensions
+        self._module = module
+        self._meeting = meeting
+        self._deliver = deliver
+        self._since: int | None = None
+        self._held_back: list[tuple[int, Delivery]] = []
+        self._is_over = False
+        self._join_data: livekit.JoinData | None = None
+        self._join_success: control.JoinSuccess | None = None
+
+    @property
+    def join_data(self) -> dict[str, object] | None:
+        """What the host tells the joiner under the key `livekit`; `None` while LiveKit does not answer."""
+        return None if self._join_data is None else self._join_data.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def join_success(self) -> control.JoinSuccess:
+        """The whole answer to `control/join`, for hosts that speak that namespace; as of the moment of joining."""
+        if self._join_success is None:
+            raise SessionEnded(f"{self.id} has not joined")
+        return self._join_success
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is delivered any more, whoever ended it."""
+        return self._is_over
+
+    async def receive(self, namespace: str, payload: object, transaction_id: TransactionId | None = None) -> None:
+        """
+        Carry out what a client sent; returns when it is answered. Nothing that a client sends makes this raise.
+
+        Commands of a meeting take effect in the order of these calls. Cancelling gives up the answer, not the command.
+
+        Args:
+            namespace: `livekit`, `livekit_moderation`, or `control` when the session has it.
+            payload: The command as parsed JSON, whatever that is.
+            transaction_id: Carried back by the sender's own copies of the answers.
+
+        Raises:
+            ValueError: A namespace that is not the module's: the host's mistake.
+        """
+        if not self._is_over:
+            await self._module.receive(self, namespace, payload, transaction_id)
+
+    async def change_role(self, role: Role) -> None:
+        """
+        Give or take a role until the meeting ends; tried in LiveKit before this returns, and retried after.
+
+        Raises:
+            InvalidParticipant: Nobody of kind `guest` or `sip` becomes a moderator.
+            SessionEnded: The participant is no longer here.
+            StoreError: Nothing changed.
+        """
+        self._check()
+        answer = await self._meeting.take_turn(CONTROLLER, ChangeRole(self.id, role), new_command_id())
+        if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
+            raise InvalidParticipant(f"{self.id}: nobody of their kind is a {role}")
+        if isinstance(answer, Refusal) and answer.error != "nothing_to_do":
+            raise SessionEnded(f"{self.id} is not in the meeting")
+
+    async def move(self, breakout: BreakoutId | None) -> None:
+        """
+        Move to a breakout, or back to the main room (`None`); everything decided in the meeting goes along.
+
+        Delivers `credentials` for the other room, renews `join_data`, and removes the participant from the old room.
+
+        Raises:
+            SessionEnded: The participant is no longer here.
+            StoreError: Nothing changed.
+        """
+        self._check()
+        if isinstance(await self._meeting.commit_now(self.id, Move(self.id, breakout)), Refusal):
+            raise SessionEnded(f"{self.id} is not in the meeting")
+        credentials = await self._module.mint_credentials(self)
+        record = await self._meeting.record()
+        if credentials is None:
+            self._join_data = None
+            self.tell(livekit.LiveKitError(error="livekit_unavailable"))
+        else:
+            self._join_data = join_data(record, credentials)
+            self.tell(credentials)
+        await self._meeting.agree_about(self.id)
+
+    async def leave(self, reason: control.LeaveReason = "quit") -> None:
+        """
+        Leave for good: all identities are removed from LiveKit, tried before this returns and retried after.
+
+        Raises:
+            StoreError: The participant is still here; leaving may be tried again.
+        """
+        if self._is_over:
+            return
+        await self._meeting.commit_now(self.id, Depart(self.id, reason))
+        self._finish()
+        await self._meeting.agree_about(self.id)
+
+    async def disconnect(self) -> None:
+        """
+        The connection broke: place and media are kept for the grace period, for this participant to join again.
+
+        Raises:
+            StoreError: Nothing changed.
+        """
+        if self._is_over:
+            return
+        self._finish()
+        await self._module.lose_connections(self._meeting, frozenset({self.id}))
+
+    def may_see(self, event: Event) -> bool:
+        """Whether events of this namespace go to this session."""
+        match event.namespace:
+            case Namespace.CONTROL:
+                return self.has_control
+            case Namespace.MODERATION:
+                return self.has_moderation
+            case _:
+                return True
+
+    def tell(self, event: Event, transaction_id: TransactionId | None = None) -> None:
+        """Deliver an event to this session alone."""
+        self.push(Delivery(event, self._module.timestamp(), transaction_id), None)
+
+    def push(self, delivery: Delivery, revision: int | None) -> None:
+        """Deliver; what belongs to a commit that the joiner already knows of is left out."""
+        if self._is_over:
+            return
+        if revision is not None and self._since is None:
+            self._held_back.append((revision, delivery))
+        elif revision is None or self._since is None or revision > self._since:
+            try:
+                self._deliver(delivery)
+            except Exception:  # the host's callback; the others are to get theirs all the same
+                log.exception("delivery_failed", room=self.room, participant=self.id)
+
+    def begin(self, revision: int, join_data: livekit.JoinData | None, join_success: control.JoinSuccess) -> None:
+        """From here on deliveries go out, beginning with those that came after `revision`."""
+        self._join_data = join_data
+        self._join_success = join_success
+        self._since = revision
+        held_back, self._held_back = self._held_back, []
+        for committed, delivery in held_back:
+            self.push(delivery, committed)
+
+    def end(self, reason: EndReason) -> None:
+        """The module ends the session."""
+        if not self._is_over:
+            self._finish()
+            self.ended.set_result(reason)
+
+    def _finish(self) -> None:
+        self._is_over = True
+        self._module.drop(self)
+
+    def _check(self) -> None:
+        if self._is_over:
+            raise SessionEnded(f"{self.id}'s session has ended")
+
+    @property
+    def meeting(self) -> Meeting:
+        """The meeting as this process looks after it."""
+        return self._meeting
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether joining is complete."""
+        return self._since is not None

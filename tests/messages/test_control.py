@@ -1,0 +1,237 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from signaling.errors import MessageError
+from signaling.identifiers import ParticipantId
+from signaling.messages import control, livekit, moderation
+from signaling.messages.base import parse_payload
+from signaling.messages.envelope import Delivery
+from tests.messages.wire import concrete, dumped, parsed, reversed_keys, row, with_unknown_keys
+
+BOB = ParticipantId("bob")
+AT = 1_772_357_400.123  # 2026-03-01T09:30:00.123Z
+
+COMMANDS = [
+    row(control.Join(), '{"action": "join", "extensions": []}'),
+    row(
+        control.Join(display_name="Bob", extensions=("livekit_moderation",)),
+        '{"action": "join", "display_name": "Bob", "extensions": ["livekit_moderation"]}',
+    ),
+    row(control.RaiseHand(), '{"action": "raise_hand"}'),
+    row(control.LowerHand(), '{"action": "lower_hand"}'),
+    row(control.LowerHand(target=BOB), '{"action": "lower_hand", "target": "bob"}'),
+    row(control.GrantModeratorRole(target=BOB), '{"action": "grant_moderator_role", "target": "bob"}'),
+    row(control.RevokeModeratorRole(target=BOB), '{"action": "revoke_moderator_role", "target": "bob"}'),
+]
+
+DATA = control.ControlData(
+    display_name="Bob", role="user", participation_kind="user", hand_is_up=False, joined_at=AT
+)
+DATA_TEXT = (
+    '{"display_name": "Bob", "role": "user", "participation_kind": "user", "hand_is_up": false,'
+    ' "joined_at": "2026-03-01T09:30:00.123Z"}'
+)
+
+EVENTS = [
+    row(
+        control.JoinSuccess(id=ParticipantId("carol"), display_name="Carol", role="guest", participants=()),
+        '{"message": "join_success", "id": "carol", "display_name": "Carol", "role": "guest", "participants": [],'
+        ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
+    ),
+    row(
+        control.JoinSuccess(
+            id=ParticipantId("carol"),
+            display_name="Carol",
+            role="user",
+            participants=(control.ParticipantEntry(id=BOB, control=DATA),),
+            livekit=livekit.JoinData(
+                room="board",
+                token="eyJ.e.s",
+                public_url="wss://lk.example.org",
+                microphone_restriction_state=livekit.MicrophoneRestrictionsOff(),
+            ),
+            livekit_moderation=moderation.MayPublish(may_publish=("camera", "microphone")),
+        ),
+        '{"message": "join_success", "id": "carol", "display_name": "Carol", "role": "user",'
+        f' "participants": [{{"id": "bob", "control": {DATA_TEXT}}}],'
+        ' "livekit": {"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org",'
+        ' "microphone_restriction_state": {"type": "disabled"}},'
+        ' "livekit_moderation": {"may_publish": ["camera", "microphone"]},'
+        ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
+    ),
+    row(
+        control.JoinSuccess(
+            id=ParticipantId("alice"),
+            display_name="Alice",
+            role="moderator",
+            participants=(),
+            livekit_moderation=moderation.StateView(version=3, restrictions=(), blocks=(), participants=()),
+        ),
+        '{"message": "join_success", "id": "alice", "display_name": "Alice", "role": "moderator", "participants": [],'
+        ' "livekit_moderation": {"version": 3, "restrictions": [], "blocks": [], "participants": []},'
+        ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
+    ),
+    row(control.Joined(id=BOB, control=DATA), f'{{"message": "joined", "id": "bob", "control": {DATA_TEXT}}}'),
+    row(
+        control.Update(
+            id=ParticipantId("sip:49"),
+            control=control.ControlData(
+                display_name="", role="guest", participation_kind="sip", hand_is_up=True, joined_at=0
+            ),
+        ),
+        '{"message": "update", "id": "sip:49", "control": {"display_name": "", "role": "guest",'
+        ' "participation_kind": "sip", "hand_is_up": true, "joined_at": "1970-01-01T00:00:00.000Z"}}',
+    ),
+    row(control.Left(id=BOB, reason="quit"), '{"message": "left", "id": "bob", "reason": "quit"}'),
+    row(control.Left(id=BOB, reason="timeout"), '{"message": "left", "id": "bob", "reason": "timeout"}'),
+    row(control.Left(id=BOB, reason="kicked"), '{"message": "left", "id": "bob", "reason": "kicked"}'),
+    row(control.Left(id=BOB, reason="banned"), '{"message": "left", "id": "bob", "reason": "banned"}'),
+    row(control.RoleUpdated(new_role="moderator"), '{"message": "role_updated", "new_role": "moderator"}'),
+    row(control.RoleUpdated(new_role="user"), '{"message": "role_updated", "new_role": "user"}'),
+    row(control.RoleUpdated(new_role="guest"), '{"message": "role_updated", "new_role": "guest"}'),
+    *(
+        row(control.ControlError(error=code), f'{{"message": "error", "error": "{code}"}}')
+        for code in (
+            "invalid_json",
+            "invalid_namespace",
+            "already_joined",
+            "not_yet_joined",
+            "insufficient_permissions",
+            "nothing_to_do",
+            "rate_limit_exceeded",
+            "internal",
+        )
+    ),
+    row(
+        control.ControlError(error="invalid_command", detail="target: is required"),
+        '{"message": "error", "error": "invalid_command", "detail": "target: is required"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "text"), COMMANDS)
+def test_dump_a_command(command: control.ControlCommand, text: str) -> None:
+    assert json.loads(dumped(command)) == json.loads(text)
+
+
+@pytest.mark.parametrize(("command", "text"), COMMANDS)
+def test_parse_a_command(command: control.ControlCommand, text: str) -> None:
+    assert parse_payload(json.loads(text), control.COMMANDS) == command
+
+
+@pytest.mark.parametrize(("command", "text"), COMMANDS)
+def test_parse_a_command_in_any_key_order(command: control.ControlCommand, text: str) -> None:
+    assert parse_payload(json.loads(reversed_keys(text)), control.COMMANDS) == command
+
+
+@pytest.mark.parametrize(("command", "text"), COMMANDS)
+def test_unknown_keys_of_a_command_are_ignored(command: control.ControlCommand, text: str) -> None:
+    assert parse_payload(json.loads(with_unknown_keys(text)), control.COMMANDS) == command
+
+
+@pytest.mark.parametrize(("event", "text"), EVENTS)
+def test_dump_an_event(event: control.ControlEvent, text: str) -> None:
+    assert json.loads(dumped(event)) == json.loads(text)
+    assert Delivery(event, 0).payload == json.loads(text)
+
+
+@pytest.mark.parametrize(("event", "text"), EVENTS)
+def test_parse_an_event(event: control.ControlEvent, text: str) -> None:
+    assert parsed(type(event), text) == event
+    assert parsed(type(event), reversed_keys(text)) == event
+
+
+def test_every_command_has_its_rows() -> None:
+    assert {json.loads(param.values[1])["action"] for param in COMMANDS} == set(control.COMMANDS)
+
+
+def test_every_event_has_its_rows() -> None:
+    assert {type(param.values[0]) for param in EVENTS} == concrete(control.ControlEvent)
+
+
+def test_every_event_is_of_this_namespace() -> None:
+    assert {Delivery(param.values[0], 0).namespace for param in EVENTS} == {"control"}
+
+
+def test_joining_needs_nothing_but_the_action() -> None:
+    assert parse_payload({"action": "join"}, control.COMMANDS) == control.Join()
+
+
+def test_extensions_that_nobody_knows_are_no_error() -> None:
+    command = parse_payload({"action": "join", "extensions": ["polls", "livekit_moderation"]}, control.COMMANDS)
+    assert command == control.Join(extensions=("polls", "livekit_moderation"))
+
+
+def test_a_display_name_is_trimmed() -> None:
+    assert parse_payload({"action": "join", "display_name": "  Bob B.\n"}, control.COMMANDS) == control.Join(
+        display_name="Bob B."
+    )
+
+
+def test_a_display_name_of_a_hundred_characters_is_taken() -> None:
+    assert parse_payload({"action": "join", "display_name": "é" * 100}, control.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ('"display_name": 5', "display_name: must be a string"),
+        ('"display_name": ["Bob"]', "display_name: must be a string"),
+        ('"display_name": true', "display_name: must be a string"),
+        ('"display_name": {}', "display_name: must be a string"),
+        ('"display_name": ""', "display_name: String should have at least 1 character"),
+        ('"display_name": "  \\t "', "display_name: String should have at least 1 character"),
+        (f'"display_name": "{"x" * 101}"', "display_name: String should have at most 100 characters"),
+        ('"extensions": "livekit_moderation"', "extensions: must be a list"),
+        ('"extensions": null', "extensions: must be a list"),
+        ('"extensions": {"livekit_moderation": true}', "extensions: must be a list"),
+        ('"extensions": 1', "extensions: must be a list"),
+        ('"extensions": ["a", 1]', "extensions[1]: must be a string"),
+        ('"extensions": [null]', "extensions[0]: must be a string"),
+        (f'"extensions": {json.dumps(["x"] * 33)}', "extensions: must not name more than 32"),
+    ],
+)
+def test_what_is_wrong_with_a_join_is_said(fields: str, detail: str) -> None:
+    with pytest.raises(MessageError) as caught:
+        parse_payload(json.loads(f'{{"action": "join", {fields}}}'), control.COMMANDS)
+    assert str(caught.value) == detail
+
+
+@pytest.mark.parametrize("action", ["grant_moderator_role", "revoke_moderator_role", "lower_hand"])
+@pytest.mark.parametrize("wrong", ["1", "1.5", "true", "{}", "[]", '["bob"]'])
+def test_a_target_is_a_string(action: str, wrong: str) -> None:
+    with pytest.raises(MessageError) as caught:
+        parse_payload(json.loads(f'{{"action": "{action}", "target": {wrong}}}'), control.COMMANDS)
+    assert str(caught.value) == "target: must be a string"
+
+
+@pytest.mark.parametrize("action", ["grant_moderator_role", "revoke_moderator_role", "lower_hand"])
+@pytest.mark.parametrize("wrong", ["bob#x", "bob-popout3", "controller", "", "b" * 128])
+def test_a_target_is_an_id(action: str, wrong: str) -> None:
+    with pytest.raises(MessageError) as caught:
+        parse_payload({"action": action, "target": wrong}, control.COMMANDS)
+    assert str(caught.value).startswith("target: ")
+
+
+@pytest.mark.parametrize("action", ["grant_moderator_role", "revoke_moderator_role"])
+@pytest.mark.parametrize(("fields", "detail"), [({}, "is required"), ({"target": None}, "must be a string")])
+def test_a_role_is_given_to_somebody(action: str, fields: dict[str, None], detail: str) -> None:
+    with pytest.raises(MessageError) as caught:
+        parse_payload({"action": action, **fields}, control.COMMANDS)
+    assert str(caught.value) == f"target: {detail}"
+
+
+def test_a_target_is_normalised() -> None:
+    command = parse_payload(
+        {"action": "lower_hand", "target": "{9D2B7A4E-3F10-4C55-8A6B-0123456789AB}"}, control.COMMANDS
+    )
+    assert command == control.LowerHand(target=ParticipantId("9d2b7a4e-3f10-4c55-8a6b-0123456789ab"))
+
+
+@pytest.mark.parametrize("wrong", ['"yesterday"', '""', "true", "null", "[]"])
+def test_a_time_is_a_time(wrong: str) -> None:
+    text = DATA_TEXT.replace('"2026-03-01T09:30:00.123Z"', wrong)
+    with pytest.raises(ValidationError):
+        parsed(control.ControlData, text)
