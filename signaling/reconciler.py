@@ -354,7 +354,9 @@ class Reconciler:
         else:
             # People who left or were moved may be in any room that was ever used, known of or not.
             rooms = state.rooms
-        silent = await self.look(rooms)
+        for place in [place for place in self._roster if place[0] in state.doomed]:
+            self._drop(place)  # the whole room is about to be deleted
+        silent = await self.look(rooms - state.doomed)
         calls = plan(state, self._roster.values(), remove_unknown=self._remove_unknown, about=people)
         priority = Priority.SWEEP if people is None else Priority.REPAIR
         findings = await asyncio.gather(*(self.agree((call.room, call.identity), priority) for call in calls))
@@ -364,7 +366,7 @@ class Reconciler:
             if finding.is_failure:
                 failed.add(owner)
             elif finding is Finding.CHANGED:
-                if owner not in self._due:
+                if people is None and owner not in self._due:
                     metrics.REPAIRS.inc()
                     log.info("drift_repaired", room=call.room, participant=call.identity)
                 if owner in self._in_doubt:

@@ -67,7 +67,7 @@ def call_for(
 
 def _must_go(state: MeetingState, presence: Presence, *, remove_unknown: bool) -> bool:
     identity = presence.identity
-    if presence.room in state.doomed or _SECOND_SESSION in identity:
+    if _SECOND_SESSION in identity:
         # No identity of ours holds the mark of a second session; it would have the token's rights, not ours.
         return True
     owner = _issued_popout(identity, state)

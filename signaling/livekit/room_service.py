@@ -174,6 +174,8 @@ class RoomService(MediaServer):
 
     async def ensure_room(self, room: LiveKitRoom) -> None:
         """Make sure that the room is there; many who ask at once share one call."""
+        if not self._answering:
+            raise MediaServerUnavailable("LiveKit does not answer")
         known = self._rooms.get(room)
         if known is None:
             known = asyncio.ensure_future(self._create_room(room))

@@ -1,0 +1,39 @@
+# make demo               a meeting to look at and moderate; ARGS=--once runs it once and ends
+# make test               lint, then every test; ARGS="-k mute -x" is for pytest
+# make lint               what can be said without running anything
+# make server             build livekit-server into your cache directory, once
+# make lock               pin the dependencies anew; ARGS=--upgrade to the newest
+# make clean              remove what was made here, .venv included
+ARGS =
+BIN = .venv/bin
+
+.PHONY: demo test lint server lock clean
+
+demo:
+	@.ci/bootstrap demo
+	@$(BIN)/livekit-moderation demo $(ARGS)
+
+test: lint
+	@.ci/bootstrap test
+	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+lint:
+	@.ci/bootstrap
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+server:
+	@.ci/bootstrap
+	@$(BIN)/livekit-moderation server install
+
+lock:
+	@.ci/bootstrap
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --custom-compile-command "make lock" --all-extras --group dev pyproject.toml \
+		-o .ci/requirements.lock $(ARGS)
+
+clean:
+	rm -rf .venv build dist .coverage .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

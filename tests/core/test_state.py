@@ -1,0 +1,423 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signaling.core.participants import Kind, Role, Source
+from signaling.core.state import (
+    POPOUTS_PER_PERSON,
+    Block,
+    Change,
+    ConnectionLost,
+    Departed,
+    Ended,
+    Entered,
+    Granted,
+    HandSet,
+    MeetingState,
+    Member,
+    Moved,
+    Popout,
+    PopoutIssued,
+    Popouts,
+    Restricted,
+    Revoked,
+    RoleGiven,
+    RoomDeleted,
+    Unrestricted,
+    apply,
+    new_meeting,
+)
+from signaling.identifiers import Identity, LiveKitRoom, popout_identity
+from tests.core.meetings import (
+    ALICE,
+    BOARD,
+    BOB,
+    CAMERA,
+    CAROL,
+    DAVE,
+    GUEST,
+    LEFT,
+    LEFT_ROOM,
+    MAIN,
+    MEETING,
+    MICROPHONE,
+    PHONE,
+    RIGHT,
+    SCREEN,
+    changed,
+)
+
+EMPTY = MeetingState(BOARD)
+SOMEBODY = Member(Role.USER, Kind.USER, joined_at=5.0)
+ONLY_BOB = frozenset({BOB})
+
+
+def popout(number: int, room: LiveKitRoom = MAIN) -> PopoutIssued:
+    return PopoutIssued(BOB, number, Popout(popout_identity(BOB, number), room))
+
+
+# --- What is known of people -------------------------------------------------------------------------------------
+
+
+def test_somebody_who_is_not_here_is_nothing() -> None:
+    assert MEETING.role_of(DAVE) is Role.GUEST
+    assert not MEETING.is_moderator(DAVE)
+    assert MEETING.room_of(DAVE) is None
+
+
+def test_a_member_is_what_the_host_let_them_in_as() -> None:
+    assert MEETING.role_of(ALICE) is Role.MODERATOR
+    assert MEETING.is_moderator(ALICE)
+    assert not MEETING.is_moderator(BOB)
+    assert [*MEETING.moderators()] == [ALICE]
+
+
+def test_a_role_given_counts_more() -> None:
+    state = changed(MEETING, RoleGiven(BOB, Role.MODERATOR), RoleGiven(ALICE, Role.USER))
+    assert state.role_of(ALICE) is Role.USER
+    assert [*state.moderators()] == [BOB]
+
+
+def test_a_role_given_makes_nobody_a_moderator_who_is_not_here() -> None:
+    state = changed(MEETING, RoleGiven(DAVE, Role.MODERATOR))
+    assert not state.is_moderator(DAVE)
+    assert state.role_of(DAVE) is Role.GUEST
+    assert [*state.moderators()] == [ALICE]
+
+
+@pytest.mark.parametrize("kind", [Kind.GUEST, Kind.SIP])
+def test_whoever_comes_back_as_guest_or_by_telephone_is_no_moderator(kind: Kind) -> None:
+    state = changed(MEETING, RoleGiven(BOB, Role.MODERATOR), Entered(BOB, Member(Role.GUEST, kind, joined_at=5.0)))
+    assert state.role_of(BOB) is Role.GUEST
+    assert not state.is_moderator(BOB)
+    assert [*state.moderators()] == [ALICE]
+    back = changed(state, Entered(BOB, SOMEBODY))
+    assert back.is_moderator(BOB)
+
+
+def test_a_lesser_role_taken_from_a_guest_holds() -> None:
+    state = changed(
+        MEETING, Entered(GUEST, Member(Role.USER, Kind.GUEST, joined_at=5.0)), RoleGiven(GUEST, Role.GUEST)
+    )
+    assert state.role_of(GUEST) is Role.GUEST
+
+
+def test_people_belong_where_they_were_put() -> None:
+    state = changed(MEETING, Moved(BOB, LEFT))
+    assert (state.room_of(ALICE), state.room_of(BOB)) == (MAIN, LEFT_ROOM)
+    assert state.rooms_in_use() == {MAIN, LEFT_ROOM}
+    assert changed(state, Departed(BOB, 5.0, "quit")).rooms_in_use() == {MAIN}
+
+
+# --- Each change -------------------------------------------------------------------------------------------------
+
+
+def test_entered() -> None:
+    before = MeetingState(BOARD, departed=frozenset({BOB, CAROL}), empty_since=4.0)
+    state = changed(before, Entered(BOB, SOMEBODY))
+    assert state == MeetingState(
+        BOARD, version=1, members={BOB: SOMEBODY}, departed=frozenset({CAROL}), rooms=frozenset({MAIN})
+    )
+
+
+def test_entered_a_breakout() -> None:
+    state = changed(EMPTY, Entered(BOB, Member(Role.USER, Kind.USER, joined_at=5.0, breakout=LEFT)))
+    assert state.rooms == {LEFT_ROOM}
+    assert state.room_of(BOB) == LEFT_ROOM
+
+
+def test_departed() -> None:
+    state = changed(MEETING, Departed(BOB, 5.0, "quit"))
+    assert state.members.keys() == {ALICE, CAROL}
+    assert state.departed == ONLY_BOB
+    assert state.empty_since is None
+    assert state.rooms == {MAIN}
+
+
+def test_departed_as_the_last() -> None:
+    state = changed(MEETING, *(Departed(who, at, "quit") for at, who in enumerate((ALICE, BOB, CAROL))))
+    assert state.members == {}
+    assert state.empty_since == 2.0
+
+
+def test_departed_keeps_what_was_decided_about_them() -> None:
+    state = changed(
+        MEETING,
+        RoleGiven(BOB, Role.MODERATOR),
+        Revoked(ONLY_BOB),
+        Restricted(MICROPHONE, ONLY_BOB),
+        Departed(BOB, 5.0, "timeout"),
+    )
+    assert state.roles == {BOB: Role.MODERATOR}
+    assert state.blocks == {Block(BOB, SCREEN)}
+    assert state.listed == {MICROPHONE: ONLY_BOB}
+
+
+def test_departed_closes_their_popouts_and_keeps_the_count() -> None:
+    state = changed(MEETING, popout(1), popout(2), Departed(BOB, 5.0, "quit"))
+    assert state.popouts == {BOB: Popouts(issued=2, open=())}
+
+
+def test_departed_who_was_not_here() -> None:
+    assert changed(MEETING, Departed(DAVE, 5.0, "quit")) is MEETING
+
+
+def test_connection_lost() -> None:
+    state = changed(MEETING, ConnectionLost(frozenset({BOB, DAVE}), 15.0))
+    assert state.members.keys() == {ALICE, BOB, CAROL}
+    assert {who: member.returns_until for who, member in state.members.items()} == {ALICE: None, BOB: 15.0, CAROL: None}
+    assert state.members[BOB].joined_at == MEETING.members[BOB].joined_at
+
+
+def test_moved() -> None:
+    state = changed(MEETING, Moved(BOB, LEFT))
+    assert state.members[BOB].breakout == LEFT
+    assert state.rooms == {MAIN, LEFT_ROOM}
+    assert state.departed == frozenset()
+    assert changed(state, Moved(BOB, None)).room_of(BOB) == MAIN
+
+
+def test_moved_closes_their_popouts() -> None:
+    assert changed(MEETING, popout(1), Moved(BOB, LEFT)).popouts == {BOB: Popouts(issued=1, open=())}
+
+
+@pytest.mark.parametrize("change", [Moved(BOB, None), Moved(DAVE, LEFT)])
+def test_moved_to_where_they_are_or_not_here(change: Moved) -> None:
+    before = changed(MEETING, popout(1))
+    assert changed(before, change) is before
+
+
+def test_hand_set() -> None:
+    state = changed(MEETING, HandSet(BOB, up=True))
+    assert [who for who, member in state.members.items() if member.hand_is_up] == [BOB]
+    assert not changed(state, HandSet(BOB, up=False)).members[BOB].hand_is_up
+    assert changed(MEETING, HandSet(DAVE, up=True)) is MEETING
+
+
+def test_role_given_clears_their_own_screen_share_grant_or_revocation() -> None:
+    for who, other in ((BOB, CAROL), (CAROL, BOB)):
+        state = changed(MEETING, Granted(frozenset({BOB, ALICE})), Revoked(frozenset({CAROL})))
+        after = changed(state, RoleGiven(who, Role.MODERATOR))
+        assert Block(who, SCREEN) not in after.blocks
+        assert who not in after.listed[SCREEN]
+        assert ALICE in after.listed[SCREEN]
+        assert (Block(other, SCREEN) in after.blocks) is (other == CAROL)
+        assert (other in after.listed[SCREEN]) is (other == BOB)
+
+
+def test_role_given_leaves_the_microphones_list_alone() -> None:
+    state = changed(MEETING, Restricted(MICROPHONE, ONLY_BOB), RoleGiven(BOB, Role.MODERATOR), RoleGiven(BOB, Role.USER))
+    assert state.listed == {MICROPHONE: ONLY_BOB}
+
+
+def test_role_given_leaves_other_blocks_alone() -> None:
+    before = MeetingState(BOARD, blocks=frozenset({Block(BOB, CAMERA), Block(BOB, SCREEN)}))
+    assert changed(before, RoleGiven(BOB, Role.USER)).blocks == {Block(BOB, CAMERA)}
+
+
+def test_restricted() -> None:
+    state = changed(MEETING, Restricted(MICROPHONE, frozenset({BOB, DAVE})))
+    assert state.restricted == {MICROPHONE}
+    assert state.listed == {MICROPHONE: {BOB, DAVE}}
+
+
+def test_restricted_again_replaces_the_list() -> None:
+    state = changed(MEETING, Restricted(MICROPHONE, ONLY_BOB), Restricted(MICROPHONE, frozenset({CAROL})))
+    assert state.listed == {MICROPHONE: {CAROL}}
+
+
+def test_restricted_screens_replace_the_grants() -> None:
+    state = changed(MEETING, Granted(ONLY_BOB), Restricted(SCREEN, frozenset({DAVE})))
+    assert state.listed == {SCREEN: {DAVE}}
+
+
+def test_granted_and_revoked_change_the_list_of_restricted_screens() -> None:
+    state = changed(MEETING, Restricted(SCREEN, frozenset({DAVE, CAROL})), Granted(ONLY_BOB), Revoked(frozenset({CAROL})))
+    assert state.listed == {SCREEN: {BOB, DAVE}}
+    assert state.blocks == {Block(CAROL, SCREEN)}
+
+
+def test_unrestricted() -> None:
+    state = changed(MEETING, Restricted(MICROPHONE, ONLY_BOB), Restricted(CAMERA, ONLY_BOB), Unrestricted(MICROPHONE))
+    assert state.restricted == {CAMERA}
+    assert state.listed == {CAMERA: ONLY_BOB}
+
+
+def test_unrestricted_screens_keep_their_list() -> None:
+    state = changed(MEETING, Restricted(SCREEN, ONLY_BOB), Unrestricted(SCREEN))
+    assert state.restricted == frozenset()
+    assert state.listed == {SCREEN: ONLY_BOB}
+
+
+def test_unrestricted_screens_go_back_to_the_servers_default_where_the_list_counts_again() -> None:
+    state = new_meeting(BOARD, screen_share_requires_permission=True)
+    state = changed(state, Granted(ONLY_BOB), Unrestricted(SCREEN))
+    assert state.restricted == {SCREEN}
+    assert state.listed == {SCREEN: ONLY_BOB}
+
+
+def test_unrestricted_what_was_not() -> None:
+    assert changed(MEETING, Unrestricted(MICROPHONE)) is MEETING
+
+
+def test_grants_made_while_sharing_is_free_are_remembered() -> None:
+    state = changed(MEETING, Granted(ONLY_BOB))
+    assert SCREEN not in state.restricted
+    assert state.listed == {SCREEN: ONLY_BOB}
+
+
+def test_granted_lifts_a_revocation() -> None:
+    state = changed(MEETING, Revoked(frozenset({BOB, CAROL})), Granted(ONLY_BOB))
+    assert state.blocks == {Block(CAROL, SCREEN)}
+    assert state.listed == {SCREEN: ONLY_BOB}
+
+
+def test_revoked_takes_a_grant_away() -> None:
+    state = changed(MEETING, Granted(frozenset({BOB, CAROL})), Revoked(ONLY_BOB))
+    assert state.blocks == {Block(BOB, SCREEN)}
+    assert state.listed == {SCREEN: {CAROL}}
+
+
+def test_popout_issued() -> None:
+    state = changed(MEETING, popout(1), popout(2, LEFT_ROOM))
+    assert state.popouts == {
+        BOB: Popouts(
+            issued=2, open=(Popout(Identity("bob-popout1"), MAIN), Popout(Identity("bob-popout2"), LEFT_ROOM))
+        )
+    }
+
+
+def test_the_seventeenth_popout_closes_the_oldest() -> None:
+    state = changed(MEETING, *(popout(number) for number in range(1, 18)))
+    assert state.popouts[BOB].issued == 17
+    assert [opened.identity for opened in state.popouts[BOB].open] == [f"bob-popout{n}" for n in range(2, 18)]
+    assert POPOUTS_PER_PERSON == 16
+
+
+def test_a_popouts_number_is_not_used_again() -> None:
+    state = changed(MEETING, popout(1), popout(2), Moved(BOB, LEFT))
+    assert changed(state, popout(2, LEFT_ROOM)) is state
+
+
+def test_ended_clears_everything_and_dooms_every_room_ever_used() -> None:
+    state = changed(
+        MEETING,
+        Moved(BOB, LEFT),
+        Moved(BOB, RIGHT),
+        Restricted(MICROPHONE, ONLY_BOB),
+        Granted(ONLY_BOB),
+        Revoked(frozenset({CAROL})),
+        RoleGiven(BOB, Role.MODERATOR),
+        popout(1),
+        Departed(CAROL, 5.0, "quit"),
+    )
+    after = changed(state, Ended())
+    doomed = frozenset({MAIN, LEFT_ROOM, LiveKitRoom("board:right")})
+    assert after == MeetingState(BOARD, version=state.version + 1, doomed=doomed)
+
+
+def test_ended_keeps_what_is_doomed_already() -> None:
+    after = changed(MeetingState(BOARD, doomed=frozenset({LEFT_ROOM}), rooms=frozenset({MAIN})), Ended())
+    assert after.doomed == {MAIN, LEFT_ROOM}
+
+
+@pytest.mark.parametrize("by_permission", [True, False])
+def test_ended_goes_back_to_the_servers_default(by_permission: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    begun = new_meeting(BOARD, screen_share_requires_permission=by_permission)
+    ended = changed(begun, Entered(BOB, SOMEBODY), Restricted(SCREEN, ONLY_BOB), Restricted(MICROPHONE, ONLY_BOB), Ended())
+    assert ended.restricted == begun.restricted == ended.restricted_by_default
+    assert ended.listed == {}
+
+
+def test_room_deleted() -> None:
+    before = MeetingState(BOARD, doomed=frozenset({MAIN, LEFT_ROOM}))
+    assert changed(before, RoomDeleted(MAIN)) == MeetingState(BOARD, version=1, doomed=frozenset({LEFT_ROOM}))
+    assert changed(before, RoomDeleted(LiveKitRoom("board:right"))) is before
+
+
+# --- All changes -------------------------------------------------------------------------------------------------
+
+
+def test_the_version_goes_up_by_one_however_many_changes_there_are() -> None:
+    assert changed(MEETING, HandSet(BOB, up=True), HandSet(CAROL, up=True)).version == MEETING.version + 1
+
+
+def test_the_version_stays_when_nothing_differs() -> None:
+    assert changed(MEETING) is MEETING
+    assert changed(MEETING, HandSet(BOB, up=True), HandSet(BOB, up=False)) is MEETING
+
+
+PEOPLE = st.sampled_from([ALICE, BOB, CAROL, DAVE, PHONE])
+SOME = st.frozensets(PEOPLE, max_size=3)
+BREAKOUTS = st.sampled_from([None, LEFT, RIGHT])
+SOURCES = st.sampled_from([CAMERA, MICROPHONE, SCREEN])
+MEMBERS = st.builds(
+    Member,
+    role=st.sampled_from(Role),
+    kind=st.sampled_from(Kind),
+    joined_at=st.sampled_from([1.0, 2.0]),
+    breakout=BREAKOUTS,
+    hand_is_up=st.booleans(),
+)
+CHANGES: st.SearchStrategy[Change] = st.one_of(
+    st.builds(Entered, PEOPLE, MEMBERS),
+    st.builds(Departed, PEOPLE, st.sampled_from([3.0, 4.0]), st.just("quit")),
+    st.builds(ConnectionLost, SOME, st.sampled_from([13.0, 14.0])),
+    st.builds(Moved, PEOPLE, BREAKOUTS),
+    st.builds(HandSet, PEOPLE, st.booleans()),
+    st.builds(RoleGiven, PEOPLE, st.sampled_from(Role)),
+    st.builds(Restricted, SOURCES, SOME),
+    st.builds(Unrestricted, SOURCES),
+    st.builds(Granted, SOME),
+    st.builds(Revoked, SOME),
+    st.integers(1, 20).map(popout),
+    st.just(Ended()),
+    st.builds(RoomDeleted, st.sampled_from([MAIN, LEFT_ROOM])),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(before=st.lists(CHANGES, max_size=20), change=CHANGES)
+def test_applying_a_change_twice_is_applying_it_once(before: list[Change], change: Change) -> None:
+    once = apply(apply(MEETING, before), [change])
+    assert apply(once, [change]) is once
+
+
+@settings(deadline=None, max_examples=100)
+@given(history=st.lists(CHANGES, max_size=30))
+def test_the_version_goes_up_exactly_when_something_differs(history: list[Change]) -> None:
+    state = MEETING
+    for change in history:
+        after = apply(state, [change])
+        assert (after.version == state.version) is (after is state)
+        assert after.version - state.version in {0, 1}
+        assert MeetingState.__eq__(after, state) is (after is state)
+        state = after
+
+
+@settings(deadline=None, max_examples=100)
+@given(history=st.lists(CHANGES, max_size=30))
+def test_of_nobody_both_a_grant_and_a_revocation_are_remembered_by_name(history: list[Change]) -> None:
+    state = MEETING
+    for change in history:
+        state = apply(state, [change])
+        if not isinstance(change, Restricted):
+            continue
+        state = apply(state, [Unrestricted(change.source)])
+    granted = state.listed.get(SCREEN, frozenset())
+    for block in state.blocks:
+        state = apply(state, [Granted(frozenset({block.participant}))])
+        assert block not in state.blocks
+        assert block.participant in state.listed[SCREEN]
+    assert granted <= state.listed.get(SCREEN, frozenset())
+
+
+@settings(deadline=None, max_examples=100)
+@given(history=st.lists(CHANGES, max_size=30))
+def test_nobody_is_both_here_and_gone(history: list[Change]) -> None:
+    state = apply(MEETING, history)
+    assert not state.departed & set(state.members)
+    assert state.rooms_in_use() <= state.rooms
+    assert (state.empty_since is None) or not state.members
+    assert all(len(popouts.open) <= POPOUTS_PER_PERSON for popouts in state.popouts.values())
+    assert not {source for source in state.restricted if source is Source.SCREEN_SHARE_AUDIO}
