@@ -42,7 +42,9 @@ def test_a_uuid_in_any_textual_form_is_one_id(parse: Parser, text: str) -> None:
 
 
 @of_every_kind
-@pytest.mark.parametrize("text", ["a", "Alice", "alice@example.org", "A-Z_0.9", "-", ".", "1" * 127, "popout3", "a-popout"])
+@pytest.mark.parametrize(
+    "text", ["a", "Alice", "alice@example.org", "A-Z_0.9", "-", ".", "1" * 127, "popout3", "a-popout"]
+)
 def test_an_ordinary_id_stays_as_it_is(parse: Parser, text: str) -> None:
     assert parse(text) == text
 
@@ -100,7 +102,9 @@ def test_a_room_may_be_called_controller(parse: Parser) -> None:
     assert parse("controller") == "controller"
 
 
-@pytest.mark.parametrize("text", ["bob-popout3", "-popout3", "bob-popout0", "bob-popout007", "bob-popout1-popout2", f"{UUID}-popout1"])
+@pytest.mark.parametrize(
+    "text", ["bob-popout3", "-popout3", "bob-popout0", "bob-popout007", "bob-popout1-popout2", f"{UUID}-popout1"]
+)
 def test_nobody_is_called_like_a_popout(text: str) -> None:
     with pytest.raises(ValueError, match="must not end like a popout's identity"):
         parse_participant_id(text)

@@ -466,10 +466,12 @@ def _announce(
         case HandSet(participant, _):
             if _is_seen(after, participant):
                 yield Announcement(Everyone(), _update(after, participant))
-        case RoleGiven(participant, role):
+        case RoleGiven(participant):
             if participant in after.members:
                 target = frozenset({participant})
-                yield Announcement(Only(target), control.RoleUpdated(new_role=role.value))
+                # The role that holds: they may have come back meanwhile as somebody who cannot be a moderator.
+                role_updated = control.RoleUpdated(new_role=after.role_of(participant).value)
+                yield Announcement(Only(target), role_updated)
                 if _is_seen(after, participant):
                     yield Announcement(Everyone(target), _update(after, participant))
         case Restricted(Source.MICROPHONE, listed):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final, TypeVar, assert_never
 
 from signaling.core.participants import NEVER_MODERATORS, Kind, Role, Source
 from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, ParticipantId, RoomId, livekit_room
@@ -302,6 +302,8 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             )
         case RoomDeleted(room):
             return replace(state, doomed=state.doomed - {room})
+        case _:
+            assert_never(change)
 
 
 def _change_member(state: MeetingState, participant: ParticipantId, *, hand_is_up: bool) -> MeetingState:

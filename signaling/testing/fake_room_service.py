@@ -10,10 +10,10 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Final, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import jwt
 from aiohttp import web
@@ -40,6 +40,8 @@ _CODECS: Final = tuple(
         *("video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265", "video/rtx"),
     )
 )
+_SOURCES: Final = frozenset(models.TrackSource.keys())
+_KINDS: Final = frozenset(models.ParticipantInfo.Kind.keys())
 _MIME_TYPES: Final = MappingProxyType(
     {
         "camera": "video/VP8",
@@ -86,8 +88,8 @@ Happening: TypeAlias = Literal[
     "track_unmuted",
     "permission_changed",
 ]
-_ParticipantInfo: TypeAlias = models.ParticipantInfo
-_Request = TypeVar("_Request", bound=Message)
+_Asked: TypeAlias = Any  # one of the requests, whose common fields are looked at by name
+_AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +147,39 @@ class Call:
         return tuple(_source_name(source) for source in self.permission.can_publish_sources)
 
 
+class Which(TypedDict, total=False):
+    """
+    Which calls something happens to; all where nothing is said.
+
+    Attributes:
+        method: As LiveKit names it.
+        room: The LiveKit room.
+        identity: Whom they are about.
+        times: How many of them, from now on.
+        takes_effect: True when LiveKit does what was asked, and only the answer suffers.
+    """
+
+    method: str
+    room: str
+    identity: str
+    times: int
+    takes_effect: bool
+
+
 class Fault:
-    """Something that goes wrong with some calls, until it is lifted (or its `with` block ends) or has happened enough."""
+    """Something that happens to some calls, until it was often enough, is lifted, or its `with` block ends."""
 
     def __init__(
         self,
         among: "list[Fault]",
+        which: Which,
         *,
-        method: str | None,
-        room: str | None,
-        identity: str | None,
-        times: int | None,
-        takes_effect: bool = False,
         delay_s: float | None = 0,
         instead: "_Answer | _Reset | None" = None,
     ) -> None:
         """Made by the methods of `FakeRoomService`."""
         self._among = among
-        self._method = method
-        self._room = room
-        self._identity = identity
-        self._times = times
-        self._takes_effect = takes_effect
+        self._which = which
         self._delay_s = delay_s
         self._instead = instead
         self._lifted = asyncio.Event()
@@ -201,19 +214,20 @@ class Fault:
         self._lifted.set()
 
     def _matches(self, method: str, room: str, identity: str) -> bool:
+        which = self._which
         return (
-            (self._method is None or self._method == method)
-            and (self._room is None or self._room == room)
-            and (self._identity is None or self._identity == identity)
+            which.get("method", method) == method
+            and which.get("room", room) == room
+            and which.get("identity", identity) == identity
         )
 
     async def _happen(self, carry_out: "Callable[[], Awaitable[_Answer]]") -> "_Answer | _Reset":
         self._hits += 1
-        if self._hits == self._times:
+        if self._hits == self._which.get("times"):
             self._among.remove(self)
         async with self._changed:
             self._changed.notify_all()
-        answer = await carry_out() if self._takes_effect else None
+        answer = await carry_out() if self._which.get("takes_effect") else None
         if self._delay_s is None:
             await self._lifted.wait()
         elif self._delay_s:
@@ -250,27 +264,25 @@ class FakeRoomService:
         self._observers: list[Callable[[Change], None]] = []
         self._numbers = itertools.count(1)
         self._credentials: dict[str, _Credentials | _Answer] = {}
-        self._in_flight: set[web.BaseRequest] = set()
+        self._in_flight: set[asyncio.BaseTransport] = set()
         self._running = asyncio.Event()
         self._running.set()
         self._port: int | None = None
         self._held_port: socket.socket | None = None
-        self._web: web.Server[web.BaseRequest] | None = None
+        self._web: web.Server | None = None
         self._listener: asyncio.Server | None = None
-        self._methods: Final[Mapping[str, _Method[Any]]] = MappingProxyType(
+        self._methods: Final[Mapping[str, _Method]] = MappingProxyType(
             {
-                "CreateRoom": _Method(protocol.CreateRoomRequest, self._create_room, "name"),
-                "DeleteRoom": _Method(protocol.DeleteRoomRequest, self._delete_room),
-                "GetParticipant": _Method(protocol.RoomParticipantIdentity, self._get_participant, admin=True),
-                "ListParticipants": _Method(protocol.ListParticipantsRequest, self._list_participants, admin=True),
-                "ListRooms": _Method(protocol.ListRoomsRequest, self._list_rooms, None),
-                "MutePublishedTrack": _Method(protocol.MuteRoomTrackRequest, self._mute_track, admin=True),
-                "RemoveParticipant": _Method(protocol.RoomParticipantIdentity, self._remove_participant, admin=True),
-                "SendData": _Method(protocol.SendDataRequest, self._send_data, admin=True),
-                "UpdateParticipant": _Method(protocol.UpdateParticipantRequest, self._update_participant, admin=True),
-                "UpdateSubscriptions": _Method(
-                    protocol.UpdateSubscriptionsRequest, self._update_subscriptions, admin=True
-                ),
+                "CreateRoom": _Method(protocol.CreateRoomRequest, self._create_room, "name", "roomCreate"),
+                "DeleteRoom": _Method(protocol.DeleteRoomRequest, self._delete_room, grant="roomCreate"),
+                "GetParticipant": _Method(protocol.RoomParticipantIdentity, self._get_participant),
+                "ListParticipants": _Method(protocol.ListParticipantsRequest, self._list_participants),
+                "ListRooms": _Method(protocol.ListRoomsRequest, self._list_rooms, "", "roomList"),
+                "MutePublishedTrack": _Method(protocol.MuteRoomTrackRequest, self._mute_track),
+                "RemoveParticipant": _Method(protocol.RoomParticipantIdentity, self._remove_participant),
+                "SendData": _Method(protocol.SendDataRequest, self._send_data),
+                "UpdateParticipant": _Method(protocol.UpdateParticipantRequest, self._update_participant),
+                "UpdateSubscriptions": _Method(protocol.UpdateSubscriptionsRequest, self._update_subscriptions),
             }
         )
 
@@ -319,9 +331,9 @@ class FakeRoomService:
         *,
         token: str | None = None,
         permission: models.ParticipantPermission | None = None,
-        kind: models.ParticipantInfo.Kind.ValueType = models.ParticipantInfo.STANDARD,
+        kind: models.ParticipantInfo.Kind = models.ParticipantInfo.STANDARD,
         hidden: bool = False,
-        state: models.ParticipantInfo.State.ValueType = models.ParticipantInfo.ACTIVE,
+        state: models.ParticipantInfo.State = models.ParticipantInfo.ACTIVE,
     ) -> models.ParticipantInfo:
         """
         Let somebody in; whoever is there by the same identity has to go.
@@ -336,7 +348,10 @@ class FakeRoomService:
 
         """
         if token is None:
-            person = _Person(_participant(permission, kind, hidden=hidden))
+            if permission is None:
+                permission = models.ParticipantPermission(can_subscribe=True, can_publish=True, can_publish_data=True)
+            person = _Person(models.ParticipantInfo(kind=kind, permission=permission))
+            person.info.permission.hidden |= hidden
         elif permission is not None:
             raise ValueError("a token has a permission of its own")
         else:
@@ -386,7 +401,7 @@ class FakeRoomService:
         source: str,
         *,
         mime_type: str | None = None,
-        type: models.TrackType.ValueType | None = None,  # noqa: A002  as in TrackInfo
+        type: "models.TrackType | None" = None,  # noqa: A002  as in TrackInfo
         muted: bool = False,
     ) -> str:
         """
@@ -414,7 +429,7 @@ class FakeRoomService:
         track = models.TrackInfo(
             sid=self._sid(f"TR_{letters}"),
             type=type,
-            source=models.TrackSource.Value(source.upper()),
+            source=source.upper(),
             mime_type=mime_type,
             muted=muted,
         )
@@ -443,103 +458,24 @@ class FakeRoomService:
 
     # --- What goes wrong -----------------------------------------------------------------------------------------
 
-    def delay(
-        self,
-        delay_s: float,
-        *,
-        method: str | None = None,
-        room: str | None = None,
-        identity: str | None = None,
-        times: int | None = None,
-        takes_effect: bool = False,
-    ) -> Fault:
-        """
-        Let calls take longer.
+    def delay(self, delay_s: float, **which: Unpack[Which]) -> Fault:
+        """Let calls take longer: the wait is before they take effect, or (`takes_effect`) before the answer."""
+        return Fault(self._faults, which, delay_s=delay_s)
 
-        Args:
-            method, room, identity: Which calls; any where nothing is said.
-            times: How many of them; all until the fault is lifted when nothing is said.
-            takes_effect: Whether they take effect before the delay instead of after it.
+    def hang(self, **which: Unpack[Which]) -> Fault:
+        """Answer calls only when the fault is lifted; then they take effect, or (`takes_effect`) they had at once."""
+        return Fault(self._faults, which, delay_s=None)
 
-        """
-        return Fault(
-            self._faults,
-            method=method,
-            room=room,
-            identity=identity,
-            times=times,
-            takes_effect=takes_effect,
-            delay_s=delay_s,
-        )
-
-    def hang(
-        self,
-        *,
-        method: str | None = None,
-        room: str | None = None,
-        identity: str | None = None,
-        times: int | None = None,
-        takes_effect: bool = False,
-    ) -> Fault:
-        """Answer calls only when the fault is lifted; they take effect before (`takes_effect`) or then. See `delay`."""
-        return Fault(
-            self._faults,
-            method=method,
-            room=room,
-            identity=identity,
-            times=times,
-            takes_effect=takes_effect,
-            delay_s=None,
-        )
-
-    def refuse(
-        self,
-        code: str,
-        *,
-        status: int | None = None,
-        message: str = "",
-        method: str | None = None,
-        room: str | None = None,
-        identity: str | None = None,
-        times: int | None = None,
-    ) -> Fault:
-        """
-        Answer calls with an error, and do nothing. See `delay`.
-
-        Args:
-            code: Twirp's.
-            status: The HTTP status, if not the one that belongs to the code.
-
-        """
+    def refuse(self, code: str, message: str = "", *, status: int | None = None, **which: Unpack[Which]) -> Fault:
+        """Answer calls with one of Twirp's errors; `status` if not the code's own. They do nothing by default."""
         refusal = _error(code, message)
-        return Fault(
-            self._faults,
-            method=method,
-            room=room,
-            identity=identity,
-            times=times,
-            instead=refusal if status is None else _Answer(status, refusal.body, refusal.content_type),
-        )
+        if status is not None:
+            refusal = replace(refusal, status=status)
+        return Fault(self._faults, which, instead=refusal)
 
-    def reset(
-        self,
-        *,
-        method: str | None = None,
-        room: str | None = None,
-        identity: str | None = None,
-        times: int | None = None,
-        takes_effect: bool = False,
-    ) -> Fault:
-        """Cut the connection instead of answering, before or after (`takes_effect`) doing what was asked. See `delay`."""
-        return Fault(
-            self._faults,
-            method=method,
-            room=room,
-            identity=identity,
-            times=times,
-            takes_effect=takes_effect,
-            instead=_Reset(),
-        )
+    def reset(self, **which: Unpack[Which]) -> Fault:
+        """Cut the connection instead of carrying calls out, or (`takes_effect`) instead of answering them."""
+        return Fault(self._faults, which, instead=_Reset())
 
     def garble(
         self,
@@ -547,33 +483,23 @@ class FakeRoomService:
         *,
         status: int = HTTPStatus.OK,
         content_type: str = _PROTOBUF,
-        method: str | None = None,
-        room: str | None = None,
-        identity: str | None = None,
-        times: int | None = None,
-        takes_effect: bool = False,
+        **which: Unpack[Which],
     ) -> Fault:
-        """Answer calls with this body, by default one that is no protobuf. See `delay`."""
-        return Fault(
-            self._faults,
-            method=method,
-            room=room,
-            identity=identity,
-            times=times,
-            takes_effect=takes_effect,
-            instead=_Answer(status, body, content_type),
-        )
+        """Answer calls with this body, by default one that is no protobuf. They do nothing by default."""
+        return Fault(self._faults, which, instead=_Answer(status, body, content_type))
 
     def crash(self) -> None:
         """Forget every room, without a word to anybody, and cut off the calls in flight: a restart within no time."""
         self._rooms.clear()
-        for request in self._in_flight:
-            _abort(request)
+        for connection in self._in_flight:
+            _abort(connection)
 
     async def offline(self) -> None:
         """Cut every connection and refuse new ones, until `online`."""
         await self._cut()
-        self._held_port = _bind(self._known_port)  # bound and not listening: connections are refused, the port stays ours
+        self._held_port = _bind(
+            self._known_port
+        )  # bound and not listening: connections are refused, the port stays ours
 
     async def online(self) -> None:
         """Listen again, on the same port."""
@@ -611,20 +537,21 @@ class FakeRoomService:
             await server.shutdown(0)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._in_flight.add(request)
+        connection = request.transport
+        if connection is None:  # cut off meanwhile
+            return web.Response()
+        self._in_flight.add(connection)
         try:
             body = await request.read()
             if not self._running.is_set():
                 await self._running.wait()
             answer = await self._answer(request, body)
         finally:
-            self._in_flight.discard(request)
+            self._in_flight.discard(connection)
         if isinstance(answer, _Reset):
-            _abort(request)
+            _abort(connection)
             return web.Response()
-        return web.Response(
-            status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type}
-        )
+        return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": answer.content_type})
 
     async def _answer(self, request: web.BaseRequest, body: bytes) -> "_Answer | _Reset":
         credentials = self._credentials_of(request.headers.get("Authorization"))
@@ -650,16 +577,16 @@ class FakeRoomService:
         return await self._logged(name, method, asked, credentials, _cut_s(request))
 
     async def _logged(
-        self, name: str, method: "_Method[Any]", asked: Any, credentials: "_Credentials", cut_s: float | None
+        self, name: str, method: "_Method", asked: _Asked, credentials: "_Credentials", cut_s: float | None
     ) -> "_Answer | _Reset":
         arrived_at = time.monotonic()
-        room: str = getattr(asked, method.room) if method.room else ""
+        room: str = getattr(asked, method.room_field) if method.room_field else ""
         identity: str = getattr(asked, "identity", "")
         answer: _Answer | _Reset = _Reset()
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            if not credentials.allow(name, method, room):
+            if not credentials.allow(method, room):
                 answer = _DENIED
                 return answer
             for fault in self._faults:
@@ -685,7 +612,7 @@ class FakeRoomService:
                 )
             )
 
-    async def _carry_out(self, method: "_Method[Any]", asked: Any, cut_s: float | None) -> "_Answer":
+    async def _carry_out(self, method: "_Method", asked: _Asked, cut_s: float | None) -> "_Answer":
         try:
             return _Answer(HTTPStatus.OK, method.handler(asked).SerializeToString(), _PROTOBUF)
         except _RefusedError as refused:
@@ -704,9 +631,7 @@ class FakeRoomService:
         known = self._credentials.get(authorization)
         if known is None:
             if not authorization.startswith(_BEARER):
-                known = _text(
-                    HTTPStatus.UNAUTHORIZED, f"invalid authorization header. Must start with {_BEARER}"
-                )
+                known = _text(HTTPStatus.UNAUTHORIZED, f"invalid authorization header. Must start with {_BEARER}")
             else:
                 known = self._verify(authorization.removeprefix(_BEARER))
             self._credentials[authorization] = known
@@ -726,14 +651,25 @@ class FakeRoomService:
         key = unverified.get("iss", "")
         if key != self.api_key:
             return _text(HTTPStatus.UNAUTHORIZED, f"invalid API key: {key}")
-        unchecked = {f"verify_{name}": False for name in ("exp", "nbf", "iat", "aud", "sub", "jti")}
         try:
-            claims: Mapping[str, Any] = jwt.decode(token, self.api_secret, ["HS256"], options=unchecked)
+            claims: Mapping[str, Any] = jwt.decode(
+                token,
+                self.api_secret,
+                ["HS256"],
+                options={  # the times are looked at with every call, the signature once
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                    "verify_aud": False,
+                    "verify_sub": False,
+                    "verify_jti": False,
+                },
+            )
         except jwt.InvalidTokenError:
             return _invalid(token, "token signature is invalid: signature is invalid")
         return _Credentials(
             claims=claims,
-            video=claims.get("video"),
+            video=claims.get("video") or {},
             expires_at=float(claims.get("exp", "inf")),
             begins_at=float(claims.get("nbf", 0)),
         )
@@ -742,9 +678,7 @@ class FakeRoomService:
 
     def _create_room(self, asked: protocol.CreateRoomRequest) -> models.Room:
         if len(asked.name) > _MAX_ROOM_NAME:
-            raise _RefusedError(
-                "invalid_argument", f"room name length exceeds limits: max length {_MAX_ROOM_NAME}"
-            )
+            raise _RefusedError("invalid_argument", f"room name length exceeds limits: max length {_MAX_ROOM_NAME}")
         room = self._rooms.get(asked.name)
         if room is None:
             now = time.time()
@@ -764,11 +698,11 @@ class FakeRoomService:
             )
             self._rooms[asked.name] = room
             self._tell("room_started", room)
-        return room.info
+        return room.described()
 
     def _list_rooms(self, asked: protocol.ListRoomsRequest) -> protocol.ListRoomsResponse:
         return protocol.ListRoomsResponse(
-            rooms=[room.info for name, room in self._rooms.items() if not asked.names or name in asked.names]
+            rooms=[room.described() for name, room in self._rooms.items() if not asked.names or name in asked.names]
         )
 
     def _delete_room(self, asked: protocol.DeleteRoomRequest) -> protocol.DeleteRoomResponse:
@@ -829,9 +763,7 @@ class FakeRoomService:
             self._tell("permission_changed", room, person)
         return info
 
-    def _update_subscriptions(
-        self, asked: protocol.UpdateSubscriptionsRequest
-    ) -> protocol.UpdateSubscriptionsResponse:
+    def _update_subscriptions(self, asked: protocol.UpdateSubscriptionsRequest) -> protocol.UpdateSubscriptionsResponse:
         self._answering(asked)
         return protocol.UpdateSubscriptionsResponse()
 
@@ -870,7 +802,7 @@ class FakeRoomService:
         credentials = self._credentials_of(_BEARER + token)
         if isinstance(credentials, _Answer):
             raise JoinRefused(f"{credentials.status}: {credentials.body.decode()}")
-        video = credentials.video or {}
+        video = credentials.video
         if not video.get("roomJoin"):
             raise JoinRefused("401: permissions denied")
         if video.get("room") != room or credentials.claims.get("sub") != identity:
@@ -913,12 +845,10 @@ class FakeRoomService:
         person: "_Person | None" = None,
         track: models.TrackInfo | None = None,
     ) -> None:
-        room.info.num_participants = len(room.people)
-        room.info.num_publishers = sum(1 for each in room.people.values() if each.info.tracks)
         if self._observers:
             change = Change(
                 happening,
-                _copy(room.info),
+                _copy(room.described()),
                 None if person is None else _copy(person.info),
                 None if track is None else _copy(track),
             )
@@ -987,7 +917,134 @@ class _Room:
     info: models.Room
     people: dict[str, _Person] = field(default_factory=dict)
 
+    def described(self) -> models.Room:
+        self.info.num_participants = len(self.people)
+        self.info.num_publishers = sum(1 for person in self.people.values() if person.info.tracks)
+        return self.info
+
 
 @dataclass(frozen=True, slots=True)
-class _Method[_Request]:
-    pass
+class _Method:
+    """
+    A method of RoomService.
+
+    Attributes:
+        handler: Carries it out at once, or raises `_RefusedError` or `_NobodyError`.
+        room_field: Where the request has the room's name; empty when it is not about one.
+        grant: What a token must have.
+    """
+
+    request: type[Message]
+    handler: Callable[[Any], Message]
+    room_field: str = "room"
+    grant: str = "roomAdmin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Credentials:
+    """A token that is ours."""
+
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    video: Mapping[str, Any] = field(default_factory=dict)
+    begins_at: float = 0
+    expires_at: float = float("inf")
+
+    def wrong_at(self, now: float) -> str | None:
+        if now > self.expires_at + _LEEWAY_S:
+            return "token is expired"
+        if now < self.begins_at - _LEEWAY_S:
+            return "token is not valid yet"
+        return None
+
+    def allow(self, method: _Method, room: str) -> bool:
+        return bool(self.video.get(method.grant)) and (method.grant != "roomAdmin" or self.video.get("room") == room)
+
+
+def _person(claims: Mapping[str, Any], video: Mapping[str, Any]) -> _Person:
+    """Whoever comes with such a token, as LiveKit reads it: what it leaves out is allowed, mostly."""
+    can_publish = video.get("canPublish", True)
+    spelt = tuple(video.get("canPublishSources") or ())
+    permission = models.ParticipantPermission(
+        can_subscribe=video.get("canSubscribe", True),
+        can_publish=can_publish,
+        can_publish_data=video.get("canPublishData", can_publish),
+        can_publish_sources=[_value(name, _SOURCES, "UNKNOWN") for name in spelt],
+        can_update_metadata=video.get("canUpdateOwnMetadata", False),
+        hidden=video.get("hidden", False),
+        recorder=video.get("recorder", False),
+        agent=video.get("agent", False),
+        can_subscribe_metrics=video.get("canSubscribeMetrics", False),
+        can_manage_agent_session=video.get("canManageAgentSession", False),
+    )
+    info = models.ParticipantInfo(
+        name=claims.get("name", ""),
+        metadata=claims.get("metadata", ""),
+        attributes=claims.get("attributes", {}),
+        kind=_value(claims.get("kind", ""), _KINDS, "STANDARD"),
+        permission=permission,
+    )
+    return _Person(info, spelt)
+
+
+def _value(name: str, names: frozenset[str], otherwise: str) -> str:
+    """The name of an enum's value, as LiveKit reads it out of a token."""
+    return name.upper() if name.upper() in names else otherwise
+
+
+def _source_name(source: int) -> str:
+    return models.TrackSource.Name(source).lower()
+
+
+def _copy(message: _AnyMessage) -> _AnyMessage:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
+
+
+def _error(code: str, message: str, **meta: str) -> _Answer:
+    body = {"code": code, "msg": message} | ({"meta": meta} if meta else {})
+    return _Answer(_STATUSES[code], json.dumps(body, separators=(",", ":")).encode(), "application/json")
+
+
+def _text(status: int, text: str) -> _Answer:
+    return _Answer(status, text.encode(), "text/plain; charset=utf-8")
+
+
+def _invalid(token: str, reason: str) -> _Answer:
+    return _text(HTTPStatus.UNAUTHORIZED, f"invalid token: {token}, error: {reason}")
+
+
+def _bad_route(request: web.BaseRequest, message: str) -> _Answer:
+    return _error("bad_route", message, twirp_invalid_route=f"{request.method} {request.path}")
+
+
+def _cut_s(request: web.BaseRequest) -> float | None:
+    """After how long the caller wants any waiting to be cut; what is no number says nothing."""
+    header = request.headers.get("X-Twirp-Timeout-Ms")
+    if header is None:
+        return None
+    try:
+        return max(int(header), 0) / 1000
+    except ValueError:
+        return None
+
+
+def _abort(connection: asyncio.BaseTransport) -> None:
+    if isinstance(connection, asyncio.Transport):
+        connection.abort()
+
+
+def _bind(port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((_LOOPBACK, port))
+    except OSError:
+        bound.close()
+        raise
+    bound.setblocking(False)  # noqa: FBT003  the socket's own signature
+    return bound
+
+
+_NO_CREDENTIALS: Final = _Credentials()
+_DENIED: Final = _error("unauthenticated", "permissions denied")

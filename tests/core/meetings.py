@@ -1,9 +1,8 @@
 """What the tests of core share: a meeting in which Alice moderates and Bob and Carol do not, and ways to change it."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from signaling.core.decisions import AnyCommand, Conclusion, Decision, Depart, Enter, Refusal, conclude, decide
+from signaling.core.decisions import AnyCommand, Conclusion, Decision, Depart, Enter, Only, Refusal, conclude, decide
 from signaling.core.effects import Allow, Call, Finding, Permission, Presence, Remove, Track
 from signaling.core.participants import ALL_SOURCES, Kind, Participant, Role, Source
 from signaling.core.state import Change, MeetingState, apply
@@ -140,21 +139,17 @@ def demote(target: ParticipantId) -> control.RevokeModeratorRole:
 # --- What is told ------------------------------------------------------------------------------------------------
 
 
-def told(conclusion: Conclusion, who: ParticipantId, members: Mapping[ParticipantId, Any]) -> list[Event]:
-    """The events that reach somebody, in order; `members` are those in the meeting then."""
-    events = []
-    for announcement in conclusion.announcements:
-        audience = announcement.audience
-        match audience:
-            case object(participants=participants):
-                reached = who in participants
-            case object(but=but):
-                reached = who in members and who not in but
-            case _:
-                raise AssertionError(audience)
-        if reached:
-            events.append(announcement.event)
-    return events
+def told(conclusion: Conclusion, who: ParticipantId) -> list[Event]:
+    """The events that reach somebody who is in the meeting, in order."""
+    return [
+        announcement.event
+        for announcement in conclusion.announcements
+        if (
+            who in announcement.audience.participants
+            if isinstance(announcement.audience, Only)
+            else who not in announcement.audience.but
+        )
+    ]
 
 
 def outcomes(conclusion: Conclusion) -> dict[str, str]:

@@ -31,8 +31,13 @@ EVERYTHING_RESTRICTED = changed(MEETING, *(Restricted(source, frozenset()) for s
 
 
 def blocked(state: MeetingState, who: ParticipantId, source: Source) -> MeetingState:
-    return MeetingState(BOARD, members=state.members, restricted=state.restricted, listed=state.listed,
-                        blocks=state.blocks | {Block(who, source)})
+    return MeetingState(
+        BOARD,
+        members=state.members,
+        restricted=state.restricted,
+        listed=state.listed,
+        blocks=state.blocks | {Block(who, source)},
+    )
 
 
 def test_everybody_may_publish_everything_in_livekits_order() -> None:

@@ -59,9 +59,7 @@ def test_an_action_names_a_command(payload: dict[str, object], detail: str) -> N
     ("action", "namespace"),
     [("raise_hand", livekit.COMMANDS), ("force_mute", control.COMMANDS), ("join", livekit.COMMANDS)],
 )
-def test_a_command_of_another_namespace_is_none_of_this_one(
-    action: str, namespace: dict[str, type[Command]]
-) -> None:
+def test_a_command_of_another_namespace_is_none_of_this_one(action: str, namespace: dict[str, type[Command]]) -> None:
     with pytest.raises(MessageError, match="not a command of this namespace"):
         parse_payload({"action": action, "participants": []}, namespace)
 
@@ -97,7 +95,7 @@ def test_of_several_faults_the_first_is_named() -> None:
 @pytest.mark.parametrize("command", [livekit.ForceMute(participants=()), control.Join(), echo.Ping()])
 def test_messages_do_not_change(command: Command) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        command.action = "other"
+        setattr(command, "action", "other")  # noqa: B010 - the type checker would not let us
 
 
 def test_a_tag_is_not_made_up() -> None:
@@ -132,6 +130,14 @@ def _command_with(canary: str, action: str, field: str, place: str) -> dict[str,
     return payload
 
 
+def _refusal(payload: object, commands: dict[str, type[Command]]) -> MessageError | None:
+    try:
+        parse_payload(payload, commands)
+    except MessageError as error:
+        return error
+    return None
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     canary=CANARY,
@@ -143,9 +149,8 @@ def _command_with(canary: str, action: str, field: str, place: str) -> dict[str,
 )
 def test_no_error_repeats_what_was_sent(canary: str, action: str, field: str, place: str) -> None:
     payload = _command_with(canary, action, field, place)
-    try:
-        parse_payload(payload, {**COMMANDS, "strict": Strict})
-    except MessageError as error:
+    error = _refusal(payload, {**COMMANDS, "strict": Strict})
+    if error is not None:
         for told in (str(error), repr(error), repr(error.args)):
             assert "CNRY" not in told
             assert canary not in told

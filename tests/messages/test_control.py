@@ -26,9 +26,7 @@ COMMANDS = [
     row(control.RevokeModeratorRole(target=BOB), '{"action": "revoke_moderator_role", "target": "bob"}'),
 ]
 
-DATA = control.ControlData(
-    display_name="Bob", role="user", participation_kind="user", hand_is_up=False, joined_at=AT
-)
+DATA = control.ControlData(display_name="Bob", role="user", participation_kind="user", hand_is_up=False, joined_at=AT)
 DATA_TEXT = (
     '{"display_name": "Bob", "role": "user", "participation_kind": "user", "hand_is_up": false,'
     ' "joined_at": "2026-03-01T09:30:00.123Z"}'
@@ -171,7 +169,8 @@ def test_a_display_name_is_trimmed() -> None:
 
 
 def test_a_display_name_of_a_hundred_characters_is_taken() -> None:
-    assert parse_payload({"action": "join", "display_name": "é" * 100}, control.COMMANDS)
+    command = parse_payload({"action": "join", "display_name": "é" * 100}, control.COMMANDS)
+    assert command == control.Join(display_name="é" * 100)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """What the tests of messages share: both directions of the wire, for literal JSON."""
 
 import json
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from signaling.messages.base import Message
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
-def row(message: Message, text: str) -> Any:
+def row(message: Message, text: str) -> ParameterSet:
     """One row of a table: a message and its literal JSON, called by the tag."""
     tag = getattr(message, "action", None) or getattr(message, "message", "")
     return pytest.param(message, text, id=tag)

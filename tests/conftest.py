@@ -1,0 +1,35 @@
+"""What every test may use."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from signaling.testing.fake_room_service import FakeRoomService
+from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left_behind() -> AsyncIterator[None]:
+    """Fail a test that leaves a task running."""
+    before = asyncio.all_tasks()
+    yield
+    left = {task for task in asyncio.all_tasks() - before if not task.done()} - {asyncio.current_task()}
+    if left:
+        # One that was just cancelled needs a moment to end.
+        await asyncio.wait(left, timeout=1)
+    assert not [task for task in left if not task.done()]
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRoomService]:
+    """A fake RoomService that gives up quickly where nobody is there to answer."""
+    async with FakeRoomService(psrpc_timeout_s=0.05) as service:
+        yield service
+
+
+@pytest.fixture
+async def meeting(fake: FakeRoomService) -> AsyncIterator[MeetingOnFake]:
+    """A module on the fake."""
+    async with meeting_on_fake(fake) as on_fake:
+        yield on_fake

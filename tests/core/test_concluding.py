@@ -1,0 +1,428 @@
+import pytest
+
+from signaling.core.decisions import (
+    AnyCommand,
+    ChangeRole,
+    Depart,
+    End,
+    Enter,
+    LoseConnections,
+    Move,
+    NoteRoomDeleted,
+    conclude,
+    control_data,
+    force_muted,
+    participants,
+)
+from signaling.core.effects import Agree, Finding
+from signaling.core.participants import Kind, Participant, Role
+from signaling.core.state import Restricted
+from signaling.identifiers import CONTROLLER, ParticipantId
+from signaling.messages import control, livekit
+from signaling.messages.moderation import Outcome
+from tests.core.meetings import (
+    ALICE,
+    AT,
+    BOB,
+    CAMERA,
+    CAROL,
+    COMMAND,
+    DAVE,
+    DISABLE,
+    LEFT,
+    LOWER,
+    MAIN,
+    MEETING,
+    MICROPHONE,
+    POPOUT,
+    RAISE,
+    RECORDER,
+    SCREEN,
+    after,
+    concluded,
+    decided,
+    demote,
+    enable,
+    grant,
+    joined,
+    left,
+    mute,
+    outcomes,
+    promote,
+    revoke,
+    somebody,
+    told,
+)
+
+EVERYBODY = (ALICE, BOB, CAROL)
+WITH_RECORDER = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
+
+
+def data(
+    who: ParticipantId, role: str = "user", *, hand_is_up: bool = False, kind: str = "user"
+) -> control.ControlData:
+    return control.ControlData.model_validate(
+        {
+            "display_name": who.title(),
+            "role": role,
+            "participation_kind": kind,
+            "hand_is_up": hand_is_up,
+            "joined_at": AT,
+        }
+    )
+
+
+# --- Mutes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("finding", "outcome"),
+    [
+        (Finding.MUTED, Outcome(participant=BOB, outcome="muted")),
+        (Finding.ALREADY_MUTED, Outcome(participant=BOB, outcome="already_muted")),
+        (Finding.NO_TRACK, Outcome(participant=BOB, outcome="no_track")),
+        (Finding.ABSENT, Outcome(participant=BOB, outcome="not_connected")),
+        (None, Outcome(participant=BOB, outcome="not_connected")),
+        (Finding.UNANSWERED, Outcome(participant=BOB, outcome="failed", error="livekit_unavailable")),
+        (Finding.REJECTED, Outcome(participant=BOB, outcome="failed", error="livekit_rejected")),
+    ],
+)
+def test_what_a_mute_came_to(finding: Finding | None, outcome: Outcome) -> None:
+    conclusion = concluded(MEETING, ALICE, mute(BOB), {} if finding is None else {BOB: finding})
+    assert conclusion.outcomes == (outcome,)
+    assert conclusion.state is MEETING
+    muted = [livekit.ForceMuted(moderator=ALICE)] if finding is Finding.MUTED else []
+    assert (told(conclusion, ALICE), told(conclusion, BOB), told(conclusion, CAROL)) == ([], muted, [])
+
+
+def test_force_muted_reaches_each_person_confirmed_muted_and_nobody_else() -> None:
+    conclusion = concluded(MEETING, ALICE, mute(ALICE, BOB, CAROL), {BOB: Finding.MUTED, CAROL: Finding.ALREADY_MUTED})
+    assert told(conclusion, BOB) == [livekit.ForceMuted(moderator=ALICE)]
+    assert told(conclusion, ALICE) == told(conclusion, CAROL) == []
+
+
+def test_a_moderator_who_mutes_themselves_is_told_too() -> None:
+    assert told(concluded(MEETING, ALICE, mute(ALICE), {ALICE: Finding.MUTED}), ALICE)
+
+
+def test_a_mute_by_the_controller_says_so() -> None:
+    conclusion = concluded(MEETING, CONTROLLER, mute(BOB), {BOB: Finding.MUTED})
+    assert told(conclusion, BOB) == [livekit.ForceMuted(moderator="controller")]
+
+
+def test_a_late_success_tells_the_person_alone() -> None:
+    announcement = force_muted(BOB, ALICE)
+    assert announcement.event == livekit.ForceMuted(moderator=ALICE)
+    assert announcement.audience == concluded(MEETING, ALICE, mute(BOB), {BOB: Finding.MUTED}).announcements[0].audience
+
+
+def test_people_who_are_not_here_are_unknown() -> None:
+    conclusion = concluded(MEETING, ALICE, mute(BOB, DAVE), {BOB: Finding.MUTED})
+    assert outcomes(conclusion) == {BOB: "muted", DAVE: "unknown"}
+
+
+def test_a_mute_that_failed_is_not_promised() -> None:
+    conclusion = concluded(MEETING, ALICE, mute(BOB, CAROL), {BOB: Finding.UNANSWERED, CAROL: Finding.MUTED})
+    assert (conclusion.error, conclusion.repaired_later) == ("livekit_unavailable", ())
+    assert told(conclusion, CAROL)
+    assert not told(conclusion, BOB)
+
+
+# --- Screen shares -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granting", [True, False])
+def test_the_sender_alone_is_told_of_a_grant_or_revocation(granting: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    command = grant(CAROL, BOB) if granting else revoke(CAROL, BOB)
+    conclusion = concluded(MEETING, ALICE, command, {BOB: Finding.CHANGED})
+    event = livekit.ScreenSharePermissionsUpdated(grant=granting, participants=(BOB, CAROL))
+    assert [told(conclusion, who) for who in EVERYBODY] == [[event], [], []]
+    assert outcomes(conclusion) == dict.fromkeys((BOB, CAROL), "granted" if granting else "revoked")
+    assert conclusion.error is None
+
+
+def test_people_who_have_not_joined_are_left_out_and_not_remembered() -> None:
+    conclusion = concluded(MEETING, ALICE, grant(BOB, DAVE))
+    assert told(conclusion, ALICE) == [livekit.ScreenSharePermissionsUpdated(grant=True, participants=(BOB,))]
+    assert outcomes(conclusion) == {BOB: "granted", DAVE: "unknown"}
+    assert conclusion.state.listed == {SCREEN: {BOB}}
+
+
+def test_nobody_left_is_told_as_nobody() -> None:
+    conclusion = concluded(MEETING, ALICE, revoke(DAVE))
+    assert told(conclusion, ALICE) == [livekit.ScreenSharePermissionsUpdated(grant=False, participants=())]
+    assert conclusion.state.blocks == frozenset()
+
+
+@pytest.mark.parametrize("failure", [Finding.UNANSWERED, Finding.REJECTED])
+@pytest.mark.parametrize("granting", [True, False])
+def test_people_whose_update_failed_are_left_out_and_the_change_stands(granting: bool, failure: Finding) -> None:  # noqa: FBT001 - a parameter of the test
+    command = grant(CAROL, BOB) if granting else revoke(CAROL, BOB)
+    conclusion = concluded(MEETING, ALICE, command, {BOB: failure, CAROL: Finding.CHANGED})
+    event = livekit.ScreenSharePermissionsUpdated(grant=granting, participants=(CAROL,))
+    assert told(conclusion, ALICE) == [event]
+    assert conclusion.error == "livekit_unavailable"
+    assert conclusion.repaired_later == (BOB,)
+    assert outcomes(conclusion) == {BOB: "failed", CAROL: "granted" if granting else "revoked"}
+    assert conclusion.state == concluded(MEETING, ALICE, command).state
+
+
+@pytest.mark.parametrize("command", [grant(BOB), revoke(BOB)], ids=["grant", "revoke"])
+def test_what_was_so_before_is_unchanged_and_told_all_the_same(command: AnyCommand) -> None:
+    state = after(MEETING, (ALICE, command))
+    conclusion = concluded(state, ALICE, command, {BOB: Finding.AGREED})
+    assert outcomes(conclusion) == {BOB: "unchanged"}
+    assert len(told(conclusion, ALICE)) == 1
+    assert conclusion.state is state
+
+
+def test_a_moderators_screen_is_revoked_too() -> None:
+    assert outcomes(concluded(MEETING, ALICE, revoke(ALICE))) == {ALICE: "revoked"}
+
+
+# --- Restrictions ------------------------------------------------------------------------------------------------
+
+
+def test_everyone_is_told_of_a_restriction_the_sender_included() -> None:
+    conclusion = concluded(MEETING, ALICE, enable(DAVE, CAROL))
+    event = livekit.MicrophoneRestrictionsEnabled(unrestricted_participants=(CAROL, DAVE))
+    assert [told(conclusion, who) for who in EVERYBODY] == [[event]] * 3
+
+
+def test_an_empty_allow_list_is_enabled_with_nobody() -> None:
+    event = livekit.MicrophoneRestrictionsEnabled(unrestricted_participants=())
+    assert told(concluded(MEETING, ALICE, enable()), BOB) == [event]
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_everyone_is_told_that_it_is_off_also_when_it_was(was_on: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    state = after(MEETING, (ALICE, enable())) if was_on else MEETING
+    conclusion = concluded(state, ALICE, DISABLE)
+    assert [told(conclusion, who) for who in EVERYBODY] == [[livekit.MicrophoneRestrictionsDisabled()]] * 3
+
+
+def test_what_a_restriction_came_to() -> None:
+    conclusion = concluded(WITH_RECORDER, ALICE, enable(CAROL), {BOB: Finding.CHANGED, CAROL: Finding.AGREED})
+    assert outcomes(conclusion) == {ALICE: "exempt", BOB: "restricted", CAROL: "unchanged", RECORDER: "exempt"}
+
+
+def test_what_another_list_came_to() -> None:
+    state = after(MEETING, (ALICE, enable(CAROL)))
+    conclusion = concluded(state, ALICE, enable(BOB))
+    assert outcomes(conclusion) == {ALICE: "exempt", BOB: "unrestricted", CAROL: "restricted"}
+
+
+def test_what_lifting_it_came_to() -> None:
+    state = after(WITH_RECORDER, (ALICE, enable(CAROL)))
+    conclusion = concluded(state, ALICE, DISABLE)
+    assert outcomes(conclusion) == {ALICE: "unchanged", BOB: "unrestricted", CAROL: "unchanged", RECORDER: "unchanged"}
+
+
+def test_who_is_left_over_settles() -> None:
+    conclusion = concluded(MEETING, ALICE, enable(), {BOB: Finding.SETTLING, CAROL: Finding.CHANGED})
+    assert outcomes(conclusion) == {ALICE: "exempt", BOB: "settling", CAROL: "restricted"}
+    assert conclusion.error is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"), [(Finding.UNANSWERED, "livekit_unavailable"), (Finding.REJECTED, "livekit_rejected")]
+)
+def test_when_some_people_fail_the_change_stands_and_its_events_go_out(failure: Finding, error: str) -> None:
+    conclusion = concluded(MEETING, ALICE, enable(), {CAROL: failure, BOB: failure})
+    assert conclusion.error == "livekit_unavailable"
+    assert conclusion.repaired_later == (BOB, CAROL)
+    assert [(outcome.participant, outcome.outcome, outcome.error) for outcome in conclusion.outcomes] == [
+        (ALICE, "exempt", None),
+        (BOB, "failed", error),
+        (CAROL, "failed", error),
+    ]
+    assert [len(told(conclusion, who)) for who in EVERYBODY] == [1, 1, 1]
+    assert MICROPHONE in conclusion.state.restricted
+
+
+def test_who_came_while_it_was_carried_out_is_restricted_as_well() -> None:
+    decision = decided(MEETING, ALICE, enable())
+    conclusion = conclude(joined(MEETING, somebody(DAVE)), decision)
+    assert outcomes(conclusion)[DAVE] == "restricted"
+
+
+def test_who_left_while_it_was_carried_out_has_no_outcome() -> None:
+    decision = decided(MEETING, ALICE, enable())
+    assert outcomes(conclude(left(MEETING, BOB), decision)) == {ALICE: "exempt", CAROL: "restricted"}
+
+
+def test_a_restriction_of_another_source_has_no_event_in_livekit() -> None:
+    decision = decided(MEETING, ALICE, enable())
+    about_cameras = type(decision)(
+        command_id=decision.command_id,
+        action="restrict",
+        sender=ALICE,
+        at=AT,
+        changes=(Restricted(CAMERA, frozenset()),),
+        effect=Agree(None, frozenset({CAMERA})),
+    )
+    conclusion = conclude(MEETING, about_cameras)
+    assert conclusion.announcements == ()
+    assert outcomes(conclusion) == {ALICE: "exempt", BOB: "restricted", CAROL: "restricted"}
+
+
+# --- Roles -------------------------------------------------------------------------------------------------------
+
+
+def test_the_target_and_the_others_are_told_of_a_role() -> None:
+    conclusion = concluded(MEETING, ALICE, promote(BOB))
+    update = control.Update(id=BOB, control=data(BOB, "moderator"))
+    assert [told(conclusion, who) for who in EVERYBODY] == [
+        [update],
+        [control.RoleUpdated(new_role="moderator")],
+        [update],
+    ]
+
+
+@pytest.mark.parametrize("command", [demote(ALICE), ChangeRole(ALICE, Role.USER)])
+def test_and_of_one_taken(command: AnyCommand) -> None:
+    conclusion = concluded(MEETING, CONTROLLER, command)
+    assert told(conclusion, ALICE) == [control.RoleUpdated(new_role="user")]
+    assert told(conclusion, BOB) == [control.Update(id=ALICE, control=data(ALICE, "user"))]
+
+
+@pytest.mark.parametrize(
+    ("steps", "command", "outcome"),
+    [
+        ([], promote(BOB), "unchanged"),
+        ([(ALICE, enable())], promote(BOB), "unrestricted"),
+        ([(ALICE, enable()), (ALICE, promote(BOB))], demote(BOB), "restricted"),
+        ([(ALICE, revoke(BOB))], promote(BOB), "unrestricted"),
+        ([(ALICE, enable(BOB))], promote(BOB), "unchanged"),
+    ],
+)
+def test_what_a_role_came_to_for_the_persons_rights(
+    steps: list[tuple[ParticipantId, AnyCommand]], command: AnyCommand, outcome: str
+) -> None:
+    assert outcomes(concluded(after(MEETING, *steps), ALICE, command)) == {BOB: outcome}
+
+
+def test_a_role_stands_when_livekit_fails() -> None:
+    conclusion = concluded(MEETING, ALICE, promote(BOB), {BOB: Finding.UNANSWERED})
+    assert conclusion.state.is_moderator(BOB)
+    assert (conclusion.error, conclusion.repaired_later) == ("livekit_unavailable", (BOB,))
+    assert told(conclusion, BOB)
+
+
+def test_nobody_is_told_of_the_role_of_somebody_who_left_meanwhile() -> None:
+    conclusion = conclude(left(MEETING, BOB), decided(MEETING, ALICE, promote(BOB)))
+    assert conclusion.announcements == ()
+    assert conclusion.state.roles == {BOB: Role.MODERATOR}
+
+
+# --- Hands, coming and going -------------------------------------------------------------------------------------
+
+
+def test_everybody_sees_a_hand() -> None:
+    conclusion = concluded(MEETING, BOB, RAISE)
+    update = control.Update(id=BOB, control=data(BOB, hand_is_up=True))
+    assert [told(conclusion, who) for who in EVERYBODY] == [[update]] * 3
+    lowered = concluded(conclusion.state, BOB, LOWER)
+    assert told(lowered, CAROL) == [control.Update(id=BOB, control=data(BOB))]
+
+
+def test_the_hand_of_somebody_who_left_meanwhile_is_not_seen() -> None:
+    assert conclude(left(MEETING, BOB), decided(MEETING, BOB, RAISE)).announcements == ()
+
+
+def test_the_others_are_told_of_somebody_who_comes() -> None:
+    conclusion = concluded(MEETING, CONTROLLER, Enter(somebody(DAVE, Role.GUEST, Kind.GUEST)))
+    joiner = control.Joined(id=DAVE, control=data(DAVE, "guest", kind="guest"))
+    assert [told(conclusion, who) for who in (*EVERYBODY, DAVE)] == [[joiner]] * 3 + [[]]
+
+
+def test_nobody_is_told_of_who_takes_over() -> None:
+    assert concluded(MEETING, CONTROLLER, Enter(somebody(BOB)), at=AT + 5).announcements == ()
+
+
+def test_unless_something_about_them_changed() -> None:
+    conclusion = concluded(MEETING, CONTROLLER, Enter(Participant(BOB, display_name="Robert")))
+    [event] = told(conclusion, CAROL)
+    assert isinstance(event, control.Update)
+    assert event.control.display_name == "Robert"
+    assert told(conclusion, BOB) == []
+
+
+@pytest.mark.parametrize("reason", ["quit", "timeout", "kicked", "banned"])
+def test_the_others_are_told_of_somebody_who_goes(reason: control.LeaveReason) -> None:
+    conclusion = concluded(MEETING, CONTROLLER, Depart(BOB, reason))
+    assert told(conclusion, ALICE) == [control.Left(id=BOB, reason=reason)]
+    assert told(conclusion, BOB) == []
+
+
+def test_nobody_is_told_twice_of_somebody_who_went() -> None:
+    decision = decided(MEETING, CONTROLLER, Depart(BOB))
+    assert conclude(left(MEETING, BOB), decision).announcements == ()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [Enter(somebody(RECORDER, Role.GUEST, Kind.RECORDER)), Depart(RECORDER), ChangeRole(RECORDER, Role.MODERATOR)],
+)
+def test_nobody_else_is_told_of_a_recorder(command: AnyCommand) -> None:
+    conclusion = concluded(WITH_RECORDER, CONTROLLER, command)
+    assert [told(conclusion, who) for who in EVERYBODY] == [[]] * 3
+
+
+def test_nor_of_one_that_comes_or_raises_a_hand() -> None:
+    assert concluded(MEETING, CONTROLLER, Enter(somebody(RECORDER, kind=Kind.RECORDER))).announcements == ()
+    assert concluded(WITH_RECORDER, RECORDER, RAISE).announcements == ()
+
+
+def test_a_recorder_is_told_of_its_own_role() -> None:
+    conclusion = concluded(WITH_RECORDER, CONTROLLER, ChangeRole(RECORDER, Role.MODERATOR))
+    assert told(conclusion, RECORDER) == [control.RoleUpdated(new_role="moderator")]
+
+
+@pytest.mark.parametrize(
+    ("sender", "command"),
+    [
+        (BOB, POPOUT),
+        (CONTROLLER, Move(BOB, LEFT)),
+        (CONTROLLER, LoseConnections(frozenset({BOB}), AT + 10)),
+        (CONTROLLER, End()),
+        (CONTROLLER, NoteRoomDeleted(MAIN)),
+    ],
+)
+def test_of_the_rest_nobody_is_told_by_an_event(sender: ParticipantId, command: AnyCommand) -> None:
+    conclusion = concluded(MEETING, sender, command)
+    assert (conclusion.announcements, conclusion.outcomes, conclusion.error) == ((), (), None)
+
+
+def test_every_announcement_names_the_command_that_caused_it() -> None:
+    for command in (mute(BOB), enable(), promote(BOB), grant(BOB)):
+        conclusion = concluded(MEETING, ALICE, command, {BOB: Finding.MUTED})
+        assert conclusion.announcements
+        assert {announcement.cause for announcement in conclusion.announcements} == {COMMAND}
+
+
+# --- What may be known of people ---------------------------------------------------------------------------------
+
+
+def test_a_joiner_is_told_of_everybody_but_services() -> None:
+    assert participants(WITH_RECORDER) == (
+        control.ParticipantEntry(id=ALICE, control=data(ALICE, "moderator")),
+        control.ParticipantEntry(id=BOB, control=data(BOB)),
+        control.ParticipantEntry(id=CAROL, control=data(CAROL)),
+    )
+
+
+def test_people_are_shown_with_the_role_that_holds() -> None:
+    state = after(MEETING, (ALICE, promote(BOB)))
+    assert control_data(state, BOB) == data(BOB, "moderator")
+
+
+def test_of_somebody_who_is_not_here_nothing_is_known() -> None:
+    assert control_data(MEETING, DAVE) is None
+
+
+def test_a_decision_concluded_after_its_target_came_back_as_guest_makes_no_moderator() -> None:
+    decision = decided(MEETING, ALICE, promote(BOB))
+    conclusion = conclude(joined(MEETING, somebody(BOB, Role.GUEST, Kind.GUEST)), decision)
+    assert not conclusion.state.is_moderator(BOB)
+    assert told(conclusion, BOB) == [control.RoleUpdated(new_role="guest")]

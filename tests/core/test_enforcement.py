@@ -1,0 +1,339 @@
+import pytest
+
+from signaling.core.decisions import End, Move
+from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
+from signaling.core.enforcement import call_for, owner_of, plan
+from signaling.core.participants import Kind, Role, Source
+from signaling.core.state import Granted, MeetingState, Restricted, Revoked
+from signaling.identifiers import CONTROLLER, Identity, LiveKitRoom, ParticipantId, TrackSid
+from tests.core.meetings import (
+    ALICE,
+    ALL,
+    BOB,
+    CAMERA,
+    CAROL,
+    DAVE,
+    LEFT,
+    LEFT_ROOM,
+    MAIN,
+    MEETING,
+    MICROPHONE,
+    POPOUT,
+    RECORDER,
+    SCREEN,
+    WITHOUT_MICROPHONE,
+    WITHOUT_SCREEN,
+    after,
+    allowing,
+    carried_out,
+    changed,
+    enable,
+    joined,
+    left,
+    present,
+    promote,
+    somebody,
+    track,
+)
+
+RESTRICTED = after(MEETING, (ALICE, enable()))
+ABOUT_MICROPHONES = frozenset({MICROPHONE})
+
+
+# --- Nobody who agrees gets a call ------------------------------------------------------------------------------
+
+
+def test_nobody_who_agrees_gets_a_call() -> None:
+    roster = [present(ALICE, *ALL), present(BOB, *WITHOUT_MICROPHONE), present(CAROL, *WITHOUT_MICROPHONE)]
+    assert plan(RESTRICTED, roster) == []
+
+
+def test_nobody_in_livekit_nobody_told() -> None:
+    assert plan(RESTRICTED, []) == []
+
+
+def test_whoever_does_not_agree_is_told_what_they_may_publish() -> None:
+    roster = [present(ALICE, *ALL), present(BOB, *ALL), present(CAROL)]
+    assert plan(RESTRICTED, roster) == [
+        Allow(MAIN, Identity(BOB), WITHOUT_MICROPHONE, Priority.IDLE),
+        Allow(MAIN, Identity(CAROL), WITHOUT_MICROPHONE, Priority.IDLE),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("permission", "allowed", "agrees"),
+    [
+        (Permission(can_publish=True, sources=ALL), ALL, True),
+        (Permission(can_publish=True, sources=()), ALL, False),
+        (Permission(can_publish=False, sources=ALL), ALL, False),
+        (Permission(can_publish=True, sources=(MICROPHONE, CAMERA)), (CAMERA, MICROPHONE), False),
+        (Permission(can_publish=True, sources=(CAMERA, CAMERA)), (CAMERA,), False),
+        (Permission(can_publish=True, sources=(CAMERA, None)), (CAMERA,), False),
+        (Permission(can_publish=True, sources=(CAMERA,)), (CAMERA,), True),
+        (Permission(can_publish=False, sources=()), (), True),
+        (Permission(can_publish=False, sources=(CAMERA,)), (), True),
+        (Permission(can_publish=True, sources=()), (), False),
+    ],
+)
+def test_to_agree_is_what_livekit_takes_for_no_change(
+    permission: Permission, allowed: tuple[Source, ...], *, agrees: bool
+) -> None:
+    assert permission.allows_exactly(allowed) is agrees
+
+
+def test_to_allow_nothing_is_told_as_nothing() -> None:
+    state = changed(MEETING, *(Restricted(source, frozenset()) for source in (CAMERA, MICROPHONE, SCREEN)))
+    assert plan(state, [present(BOB, *ALL)]) == [Allow(MAIN, Identity(BOB), (), Priority.IDLE)]
+    assert plan(state, [present(BOB)]) == []
+
+
+def test_who_may_publish_nothing_must_not_keep_an_empty_list_which_means_all() -> None:
+    state = changed(MEETING, *(Restricted(source, frozenset()) for source in (CAMERA, MICROPHONE, SCREEN)))
+    presence = Presence(MAIN, Identity(BOB), Permission(can_publish=True, sources=()))
+    assert call_for(state, presence) == Allow(MAIN, Identity(BOB), (), Priority.IDLE)
+
+
+def test_what_was_decided_by_name_is_told_too() -> None:
+    state = changed(
+        MEETING, Revoked(frozenset({ALICE, BOB})), Restricted(SCREEN, frozenset()), Granted(frozenset({CAROL}))
+    )
+    roster = [present(ALICE, *WITHOUT_SCREEN), present(BOB, *ALL), present(CAROL, *WITHOUT_SCREEN)]
+    state = changed(state, Revoked(frozenset({ALICE, BOB})))
+    assert {(call.identity, call.sources) for call in plan(state, roster) if isinstance(call, Allow)} == {
+        (Identity(BOB), WITHOUT_SCREEN),
+        (Identity(CAROL), ALL),
+    }
+
+
+# --- Popouts: as issued, not by the look of a name ---------------------------------------------------------------
+
+WITH_POPOUT = after(RESTRICTED, (BOB, POPOUT))
+
+
+def test_an_issued_popout_is_left_alone() -> None:
+    assert plan(WITH_POPOUT, [present("bob-popout1", is_service=True), present("bob-popout1", *ALL)]) == []
+    assert plan(WITH_POPOUT, [present("bob-popout1")], remove_unknown=True) == []
+
+
+@pytest.mark.parametrize(
+    "identity", ["bob-popout2", "bob-popout0", "bob-popout01", "bob-popout1 ", "carol-popout1", "-popout1"]
+)
+def test_what_only_looks_like_a_popout_is_somebody_unknown(identity: str) -> None:
+    assert plan(WITH_POPOUT, [present(identity, *ALL)]) == [
+        Allow(MAIN, Identity(identity), WITHOUT_MICROPHONE, Priority.IDLE)
+    ]
+    assert plan(WITH_POPOUT, [present(identity, *ALL)], remove_unknown=True) == [Remove(MAIN, Identity(identity))]
+
+
+def test_the_oldest_of_too_many_popouts_is_removed() -> None:
+    state = after(MEETING, *([(BOB, POPOUT)] * 17))
+    roster = [present(f"bob-popout{number}", is_service=True) for number in range(1, 18)]
+    assert plan(state, roster) == [Remove(MAIN, Identity("bob-popout1"))]
+
+
+def test_popouts_of_somebody_who_left_are_removed() -> None:
+    assert plan(left(WITH_POPOUT, BOB), [present("bob-popout1", is_service=True)]) == [
+        Remove(MAIN, Identity("bob-popout1"))
+    ]
+
+
+def test_popouts_do_not_stay_behind_when_their_owner_moves() -> None:
+    state = after(WITH_POPOUT, (CONTROLLER, Move(BOB, LEFT)))
+    for room in (MAIN, LEFT_ROOM):
+        assert plan(state, [present("bob-popout1", room=room)]) == [Remove(room, Identity("bob-popout1"))]
+
+
+def test_a_popout_in_another_room_than_it_was_issued_for_is_removed() -> None:
+    assert plan(WITH_POPOUT, [present("bob-popout1", room=LEFT_ROOM)]) == [Remove(LEFT_ROOM, Identity("bob-popout1"))]
+
+
+@pytest.mark.parametrize(
+    ("identity", "owner"),
+    [
+        ("bob", "bob"),
+        ("bob-popout1", "bob"),
+        ("bob-popout2", "bob-popout2"),
+        ("bob-popout01", "bob-popout01"),
+        ("carol-popout1", "carol-popout1"),
+        ("dave", "dave"),
+    ],
+)
+def test_a_popout_counts_as_its_owners(identity: str, owner: str) -> None:
+    assert owner_of(Identity(identity), WITH_POPOUT) == owner
+
+
+# --- Recorders and other services --------------------------------------------------------------------------------
+
+
+def test_a_recorder_is_left_alone() -> None:
+    state = joined(RESTRICTED, somebody(RECORDER, kind=Kind.RECORDER))
+    for sources in (ALL, (), (CAMERA,)):
+        assert plan(state, [present(RECORDER, *sources, is_service=True)], remove_unknown=True) == []
+
+
+def test_hidden_and_service_participants_are_left_alone() -> None:
+    assert plan(RESTRICTED, [present("EG_abc", *ALL, is_service=True)]) == []
+    assert plan(RESTRICTED, [present("EG_abc", *ALL, is_service=True)], remove_unknown=True) == []
+
+
+def test_a_member_is_no_service_by_being_hidden() -> None:
+    assert plan(RESTRICTED, [present(BOB, *ALL, is_service=True)]) == [
+        Allow(MAIN, Identity(BOB), WITHOUT_MICROPHONE, Priority.IDLE)
+    ]
+
+
+def test_a_recorder_in_the_wrong_room_is_removed() -> None:
+    state = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
+    presence = present(RECORDER, *ALL, room=LEFT_ROOM, is_service=True)
+    assert plan(state, [presence]) == [Remove(LEFT_ROOM, Identity(RECORDER))]
+
+
+# --- Who has no business there -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identity", ["bob#x", "alice#", "recorder#2", "dave#x", "#", "bob-popout1#x"])
+@pytest.mark.parametrize("is_service", [True, False])
+def test_a_second_session_is_removed(identity: str, *, is_service: bool) -> None:
+    state = joined(WITH_POPOUT, somebody(RECORDER, kind=Kind.RECORDER))
+    assert plan(state, [present(identity, *WITHOUT_MICROPHONE, is_service=is_service)]) == [
+        Remove(MAIN, Identity(identity))
+    ]
+
+
+@pytest.mark.parametrize("who", [ALICE, BOB])
+def test_somebody_who_left_is_removed(who: ParticipantId) -> None:
+    assert plan(left(MEETING, who), [present(who, *ALL)]) == [Remove(MAIN, Identity(who))]
+
+
+def test_until_they_join_anew() -> None:
+    assert plan(joined(left(MEETING, BOB), somebody(BOB)), [present(BOB, *ALL)]) == []
+
+
+def test_somebody_who_left_is_no_service_by_being_hidden() -> None:
+    assert plan(left(MEETING, BOB), [present(BOB, is_service=True)]) == [Remove(MAIN, Identity(BOB))]
+
+
+def test_somebody_in_the_wrong_room_is_removed_from_it_alone() -> None:
+    state = after(MEETING, (CONTROLLER, Move(BOB, LEFT)))
+    roster = [present(BOB, *ALL), present(BOB, *ALL, room=LEFT_ROOM)]
+    assert plan(state, roster) == [Remove(MAIN, Identity(BOB))]
+
+
+def test_the_rooms_of_an_ended_meeting_are_left_to_their_deletion() -> None:
+    state = after(WITH_POPOUT, (CONTROLLER, End()))
+    assert state.doomed == {MAIN}
+    assert plan(state, [present(ALICE, *ALL), present(BOB, *ALL), present("bob-popout1", is_service=True)]) == []
+
+
+def test_who_never_joined_is_restricted_like_anyone() -> None:
+    assert plan(RESTRICTED, [present(DAVE, *ALL)]) == [Allow(MAIN, Identity(DAVE), WITHOUT_MICROPHONE, Priority.IDLE)]
+    assert plan(RESTRICTED, [present(DAVE, *WITHOUT_MICROPHONE)]) == []
+    assert plan(MEETING, [present(DAVE, *ALL)]) == []
+
+
+def test_or_removed() -> None:
+    assert plan(MEETING, [present(DAVE, *ALL)], remove_unknown=True) == [Remove(MAIN, Identity(DAVE))]
+
+
+def test_members_are_not_unknown() -> None:
+    assert plan(MEETING, [present(who, *ALL) for who in (ALICE, BOB, CAROL)], remove_unknown=True) == []
+
+
+# --- Order -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tracks", "priority"),
+    [
+        ((), Priority.IDLE),
+        ((track(MICROPHONE),), Priority.LIVE),
+        ((track(MICROPHONE, muted=True),), Priority.MUTED),
+        ((track(MICROPHONE, muted=True), track(MICROPHONE)), Priority.LIVE),
+        ((track(MICROPHONE, muted=True), track(CAMERA)), Priority.MUTED),
+        ((track(CAMERA),), Priority.IDLE),
+        ((track(CAMERA, muted=True),), Priority.IDLE),
+        ((track(SCREEN),), Priority.IDLE),
+        ((track(None),), Priority.LIVE),
+        ((track(None, muted=True),), Priority.MUTED),
+    ],
+)
+def test_who_publishes_the_source_comes_first(tracks: tuple[Track, ...], priority: Priority) -> None:
+    [call] = plan(RESTRICTED, [present(BOB, *ALL, tracks=tracks)], sources=ABOUT_MICROPHONES)
+    assert call.priority is priority
+
+
+def test_live_then_muted_then_idle() -> None:
+    people = [somebody(ParticipantId(f"p{number}")) for number in range(4)]
+    state = joined(RESTRICTED, *people)
+    roster = [
+        present("p0", *ALL),
+        present("p1", *ALL, tracks=(track(muted=True),)),
+        present("p2", *ALL, tracks=(track(),)),
+        present(BOB, *ALL, tracks=(track(CAMERA),)),
+        present("p3", *ALL, tracks=(track(),)),
+        present("bob#x", *ALL),
+    ]
+    calls = plan(state, roster, sources=ABOUT_MICROPHONES)
+    assert [call.identity for call in calls] == ["bob#x", "p2", "p3", "p1", "p0", "bob"]
+    assert [call.priority for call in calls] == [0, 1, 1, 2, 3, 3]
+
+
+def test_priorities_are_repair_live_muted_idle_settling_sweep() -> None:
+    assert [priority.name for priority in sorted(Priority)] == ["REPAIR", "LIVE", "MUTED", "IDLE", "SETTLING", "SWEEP"]
+
+
+# --- About whom --------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_about_some_people_is_about_them_alone() -> None:
+    roster = [present(who, *ALL) for who in (ALICE, BOB, CAROL, DAVE)]
+    assert [call.identity for call in plan(RESTRICTED, roster, about=frozenset({BOB, DAVE}))] == ["bob", "dave"]
+    assert plan(RESTRICTED, roster, about=frozenset()) == []
+
+
+def test_a_plan_about_somebody_is_about_their_popouts_too() -> None:
+    state = left(WITH_POPOUT, BOB)
+    roster = [present(BOB, *ALL), present("bob-popout1"), present("bob-popout7", *ALL), present(CAROL, *ALL)]
+    assert plan(state, roster, about=frozenset({BOB})) == [
+        Remove(MAIN, Identity("bob")),
+        Remove(MAIN, Identity("bob-popout1")),
+    ]
+
+
+def test_a_plan_is_about_one_identity_in_every_room() -> None:
+    rooms = [MAIN, LEFT_ROOM, LiveKitRoom("board:right")]
+    calls = plan(left(MEETING, BOB), [present(BOB, room=room) for room in rooms], about=frozenset({BOB}))
+    assert calls == [Remove(room, Identity(BOB)) for room in rooms]
+
+
+# --- Enough ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remove_unknown", [True, False])
+def test_when_the_calls_were_carried_out_there_are_none_left(*, remove_unknown: bool) -> None:
+    state = after(WITH_POPOUT, (ALICE, promote(CAROL)), (CONTROLLER, Move(CAROL, LEFT)))
+    state = joined(state, somebody(DAVE, Role.GUEST))
+    roster = [
+        present(who, *sources, room=room)
+        for who in (ALICE, BOB, CAROL, DAVE, "bob#x", "bob-popout1", "eve")
+        for room in (MAIN, LEFT_ROOM)
+        for sources in (ALL,)
+    ]
+    calls = plan(state, roster, remove_unknown=remove_unknown)
+    assert calls
+    assert plan(state, carried_out(roster, calls), remove_unknown=remove_unknown) == []
+
+
+def test_a_restart_of_livekit_needs_no_calls_of_its_own() -> None:
+    assert plan(MeetingState(MEETING.room), []) == []
+
+
+@pytest.mark.parametrize("finding", Finding)
+def test_a_failure_is_no_answer_or_a_no(finding: Finding) -> None:
+    assert finding.is_failure is (finding in {Finding.UNANSWERED, Finding.REJECTED})
+
+
+def test_the_helpers_record_what_livekit_would() -> None:
+    assert allowing(*ALL).allows_exactly(ALL)
+    assert allowing().allows_exactly(())
+    assert Track(TrackSid("TR_1"), MICROPHONE, muted=False, is_sound=True) == track()

@@ -1,0 +1,460 @@
+"""What was decided holds whatever people do, in any order: random meetings, against a model of the wire's rules."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from signaling.core.decisions import (
+    AnyCommand,
+    ChangeRole,
+    Conclusion,
+    Decision,
+    Depart,
+    DepartUnlessBack,
+    End,
+    Enter,
+    LoseConnections,
+    Move,
+    NoteRoomDeleted,
+    Refusal,
+    conclude,
+    decide,
+)
+from signaling.core.effects import Finding, Mute, Permission, Presence
+from signaling.core.enforcement import plan
+from signaling.core.participants import Kind, Participant, Role
+from signaling.core.policy import publishable, stricter
+from signaling.core.state import MeetingState, apply, new_meeting
+from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId
+from signaling.messages import control, livekit
+from tests.core.meetings import (
+    ALICE,
+    ALL,
+    AT,
+    BOARD,
+    BOB,
+    CAMERA,
+    CAROL,
+    DISABLE,
+    LEFT,
+    LEFT_ROOM,
+    LOWER,
+    MAIN,
+    MICROPHONE,
+    PHONE,
+    POPOUT,
+    RAISE,
+    RECORDER,
+    RIGHT,
+    SCREEN,
+    SCREEN_AUDIO,
+    carried_out,
+    demote,
+    enable,
+    grant,
+    lower,
+    mute,
+    promote,
+    revoke,
+    somebody,
+    track,
+)
+
+STRANGER = ParticipantId("eve")
+PEOPLE = [ALICE, BOB, CAROL, PHONE, RECORDER]
+ANYBODY = st.sampled_from(PEOPLE)
+SENDERS = st.sampled_from([*PEOPLE, ALICE, ALICE, ALICE, STRANGER, CONTROLLER])
+NAMED = st.lists(st.sampled_from([*PEOPLE, STRANGER]), max_size=4).map(tuple)
+BREAKOUTS = st.sampled_from([None, LEFT, RIGHT])
+
+Step = tuple[ParticipantId, AnyCommand]
+
+# Who comes: as a rule as what they are, but anybody may come back as a guest or by telephone, or with another ticket.
+COMERS = st.one_of(
+    st.sampled_from(
+        [
+            somebody(ALICE, Role.MODERATOR),
+            somebody(BOB),
+            somebody(CAROL),
+            somebody(PHONE, Role.GUEST, Kind.SIP),
+            somebody(RECORDER, kind=Kind.RECORDER),
+        ]
+    ),
+    st.builds(
+        Participant,
+        id=ANYBODY,
+        role=st.sampled_from([Role.GUEST, Role.USER]),
+        kind=st.sampled_from(Kind),
+        breakout=BREAKOUTS,
+    ),
+    st.builds(Participant, id=ANYBODY, role=st.just(Role.MODERATOR), breakout=BREAKOUTS),
+)
+ASKED: st.SearchStrategy[AnyCommand] = st.one_of(
+    NAMED.map(lambda named: enable(*named)),
+    st.just(DISABLE),
+    NAMED.map(lambda named: grant(*named)),
+    NAMED.map(lambda named: revoke(*named)),
+    NAMED.map(lambda named: mute(*named)),
+    ANYBODY.map(promote),
+    ANYBODY.map(demote),
+    ANYBODY.map(lower),
+    st.sampled_from([RAISE, LOWER, POPOUT]),
+)
+STEPS: st.SearchStrategy[Step] = st.one_of(
+    st.tuples(SENDERS, ASKED),
+    st.tuples(
+        st.just(CONTROLLER),
+        st.one_of(
+            COMERS.map(Enter),
+            st.builds(Depart, ANYBODY),
+            st.builds(Move, ANYBODY, BREAKOUTS),
+            st.builds(ChangeRole, ANYBODY, st.sampled_from(Role)),
+            st.builds(LoseConnections, st.frozensets(ANYBODY, max_size=2), st.sampled_from([AT + 5, AT + 50])),
+            st.builds(DepartUnlessBack, ANYBODY, st.just(AT + 10)),
+        ),
+    ),
+    st.sampled_from([(CONTROLLER, End()), (CONTROLLER, NoteRoomDeleted(MAIN))]),
+)
+HISTORIES = st.lists(STEPS, max_size=30)
+SEEN_OF_A_MUTE = st.sampled_from(
+    [Finding.MUTED, Finding.ALREADY_MUTED, Finding.NO_TRACK, Finding.ABSENT, Finding.UNANSWERED, Finding.REJECTED]
+)
+SEEN_OF_RIGHTS = st.sampled_from(
+    [Finding.CHANGED, Finding.AGREED, Finding.SETTLING, Finding.ABSENT, Finding.UNANSWERED, Finding.REJECTED]
+)
+
+OPENING: list[Step] = [
+    (CONTROLLER, Enter(somebody(ALICE, Role.MODERATOR))),
+    (CONTROLLER, Enter(somebody(BOB))),
+    (CONTROLLER, Enter(somebody(CAROL))),
+]
+BEGUN = new_meeting(BOARD, screen_share_requires_permission=False)
+BEGUN_BY_PERMISSION = new_meeting(BOARD, screen_share_requires_permission=True)
+
+
+# --- The model ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """The rules of the wire once more, as simply as they are written there."""
+
+    screens_by_permission: bool
+    tickets: dict[ParticipantId, tuple[Role, Kind]] = field(default_factory=dict)
+    given: dict[ParticipantId, Role] = field(default_factory=dict)
+    away_until: dict[ParticipantId, float] = field(default_factory=dict)
+    hands: set[ParticipantId] = field(default_factory=set)
+    unrestricted: set[ParticipantId] | None = None
+    granted: set[ParticipantId] = field(default_factory=set)
+    revoked: set[ParticipantId] = field(default_factory=set)
+
+    def role(self, who: ParticipantId) -> Role:
+        ticket, kind = self.tickets[who]
+        role = self.given.get(who, ticket)
+        return ticket if role is Role.MODERATOR and kind in {Kind.GUEST, Kind.SIP} else role
+
+    def moderates(self, who: ParticipantId) -> bool:
+        return who in self.tickets and self.role(who) is Role.MODERATOR
+
+    def may_speak(self, who: ParticipantId) -> bool:
+        if self.unrestricted is None or who in self.unrestricted or self.moderates(who):
+            return True
+        return who in self.tickets and self.tickets[who][1] is Kind.RECORDER
+
+    def may_share(self, who: ParticipantId) -> bool:
+        if who in self.revoked:
+            return False
+        if not self.screens_by_permission or who in self.granted or self.moderates(who):
+            return True
+        return who in self.tickets and self.tickets[who][1] is Kind.RECORDER
+
+    def refuses(self, sender: ParticipantId, command: AnyCommand) -> str | None:
+        match command:
+            case Depart(participant) | Move(participant):
+                return None if participant in self.tickets else "nothing_to_do"
+            case DepartUnlessBack(participant, now):
+                return None if self.away_until.get(participant, now + 1) <= now else "nothing_to_do"
+            case ChangeRole(participant, role):
+                return self._refuses_role(participant, role)
+            case control.RaiseHand():
+                if sender not in self.tickets:
+                    return "insufficient_permissions"
+                return "nothing_to_do" if sender in self.hands else None
+            case control.LowerHand(target=target):
+                if sender not in self.tickets or (target not in {None, sender} and not self.moderates(sender)):
+                    return "insufficient_permissions"
+                if target is not None and target not in self.tickets:
+                    return "invalid_command"
+                return None if (target or sender) in self.hands else "nothing_to_do"
+            case livekit.RequestPopoutStreamAccessToken():
+                return None if sender in self.tickets else "insufficient_permissions"
+            case Enter() | LoseConnections() | End() | NoteRoomDeleted():
+                return None
+            case _ if sender != CONTROLLER and not self.moderates(sender):
+                return "insufficient_permissions"
+            case control.GrantModeratorRole(target=target):
+                return self._refuses_role(target, Role.MODERATOR)
+            case control.RevokeModeratorRole(target=target):
+                if target not in self.tickets:
+                    return "invalid_command"
+                if not self.moderates(target):
+                    return "nothing_to_do"
+                others = [who for who in self.tickets if who != target and self.moderates(who)]
+                return None if others or sender == CONTROLLER else "insufficient_permissions"
+            case _:
+                return None
+
+    def _refuses_role(self, who: ParticipantId, role: Role) -> str | None:
+        if who not in self.tickets:
+            return "invalid_command"
+        if role is Role.MODERATOR and self.tickets[who][1] in {Kind.GUEST, Kind.SIP}:
+            return "insufficient_permissions"
+        return "nothing_to_do" if self.role(who) is role else None
+
+    def carry_out(self, sender: ParticipantId, command: AnyCommand, by_default: bool) -> None:  # noqa: FBT001 - a fact of the meeting
+        match command:
+            case Enter(participant):
+                if participant.id not in self.tickets:
+                    self.hands.discard(participant.id)
+                self.tickets[participant.id] = (participant.role, participant.kind)
+                self.away_until.pop(participant.id, None)
+            case Depart(participant) | DepartUnlessBack(participant):
+                del self.tickets[participant]
+                self.away_until.pop(participant, None)
+                self.hands.discard(participant)
+            case LoseConnections(participants, until):
+                self.away_until.update({who: until for who in participants if who in self.tickets})
+            case ChangeRole(participant, role):
+                self._give(participant, role)
+            case control.GrantModeratorRole(target=target):
+                self._give(target, Role.MODERATOR)
+            case control.RevokeModeratorRole(target=target):
+                ticket = self.tickets[target][0]
+                self._give(target, Role.USER if ticket is Role.MODERATOR else ticket)
+            case livekit.EnableMicrophoneRestrictions(unrestricted_participants=named):
+                self.unrestricted = set(named)
+            case livekit.DisableMicrophoneRestrictions():
+                self.unrestricted = None
+            case livekit.GrantScreenSharePermission(participants=named):
+                self.granted |= set(named) & set(self.tickets)
+                self.revoked -= set(named) & set(self.tickets)
+            case livekit.RevokeScreenSharePermission(participants=named):
+                self.revoked |= set(named) & set(self.tickets)
+                self.granted -= set(named) & set(self.tickets)
+            case control.RaiseHand():
+                self.hands.add(sender)
+            case control.LowerHand(target=target):
+                self.hands.discard(target or sender)
+            case End():
+                self.__init__(by_default)  # type: ignore[misc]
+            case _:
+                pass
+
+    def _give(self, who: ParticipantId, role: Role) -> None:
+        self.given[who] = role
+        self.granted.discard(who)
+        self.revoked.discard(who)
+
+
+# --- Random meetings ---------------------------------------------------------------------------------------------
+
+
+def carry_out(state: MeetingState, history: list[Step]) -> MeetingState:
+    """The state after a history, whatever of it was refused."""
+    for sender, command in history:
+        decision = decide(state, sender, command, now=AT, command_id=CommandId("c"))
+        if isinstance(decision, Decision):
+            state = conclude(state, decision).state
+    return state
+
+
+def concluded_with(data: st.DataObject, state: MeetingState, decision: Decision) -> Conclusion:
+    """The conclusion of a decision, whatever LiveKit answered about whomever."""
+    seen = SEEN_OF_A_MUTE if isinstance(decision.effect, Mute) else SEEN_OF_RIGHTS
+    findings = data.draw(st.dictionaries(st.sampled_from(sorted(state.members) or [STRANGER]), seen))
+    return conclude(state, decision, findings)
+
+
+def decision_in(data: st.DataObject, state: MeetingState) -> Decision | None:
+    """The decision of some command that is not refused in this state, if the one drawn is not."""
+    sender, command = data.draw(STEPS)
+    decision = decide(state, sender, command, now=AT, command_id=CommandId("c"))
+    return decision if isinstance(decision, Decision) else None
+
+
+MEETINGS = st.builds(
+    lambda begun, history: carry_out(begun, OPENING + history), st.sampled_from([BEGUN, BEGUN_BY_PERMISSION]), HISTORIES
+)
+
+
+@settings(deadline=None, max_examples=250)
+@given(history=HISTORIES, by_default=st.booleans())
+@example(
+    history=[(ALICE, promote(BOB)), (CONTROLLER, Enter(somebody(BOB, kind=Kind.GUEST))), (ALICE, enable())],
+    by_default=False,
+)
+def test_no_order_of_commands_lets_a_restricted_person_publish(history: list[Step], by_default: bool) -> None:  # noqa: FBT001 - drawn
+    state = BEGUN_BY_PERMISSION if by_default else BEGUN
+    model = Model(by_default)
+    for sender, command in OPENING + history:
+        decision = decide(state, sender, command, now=AT, command_id=CommandId("c"))
+        refusal = decision.error if isinstance(decision, Refusal) else None
+        assert refusal == model.refuses(sender, command), (sender, command)
+        if isinstance(decision, Decision):
+            state = conclude(state, decision).state
+            model.carry_out(sender, command, by_default)
+        for who in (*PEOPLE, STRANGER):
+            allowed = publishable(who, state)
+            assert (MICROPHONE in allowed) is model.may_speak(who), who
+            assert (SCREEN in allowed) is (SCREEN_AUDIO in allowed) is model.may_share(who), who
+            assert CAMERA in allowed
+            assert list(allowed) == sorted(allowed, key=ALL.index)
+        assert {*state.moderators()} == {who for who in model.tickets if model.moderates(who)}
+
+
+@settings(deadline=None, max_examples=100)
+@given(state=MEETINGS)
+def test_nobody_of_kind_guest_or_sip_moderates(state: MeetingState) -> None:
+    assert not [who for who in state.moderators() if state.members[who].kind in {Kind.GUEST, Kind.SIP}]
+
+
+@settings(deadline=None, max_examples=150)
+@given(history=st.lists(st.tuples(ANYBODY, ASKED), max_size=30))
+def test_moderators_never_end_up_without_one(history: list[Step]) -> None:
+    assert [*carry_out(BEGUN, OPENING + history).moderators()]
+
+
+@settings(deadline=None, max_examples=150)
+@given(state=MEETINGS, data=st.data())
+def test_concluding_twice_changes_nothing_more(state: MeetingState, data: st.DataObject) -> None:
+    decision = decision_in(data, state)
+    if decision is not None:
+        once = concluded_with(data, state, decision)
+        assert conclude(once.state, decision).state is once.state
+        assert apply(once.state, decision.changes) is once.state
+
+
+@settings(deadline=None, max_examples=150)
+@given(state=MEETINGS, others=st.lists(STEPS, max_size=5), data=st.data())
+def test_a_decision_is_concluded_whatever_happened_meanwhile(
+    state: MeetingState, others: list[Step], data: st.DataObject
+) -> None:
+    decision = decision_in(data, state)
+    if decision is not None:
+        later = carry_out(state, others)
+        conclusion = concluded_with(data, later, decision)
+        assert conclusion.state == apply(later, decision.changes)
+        assert conclude(conclusion.state, decision).state is conclusion.state
+
+
+@settings(deadline=None, max_examples=150)
+@given(state=MEETINGS, data=st.data())
+def test_all_lists_of_ids_leave_sorted_and_once(state: MeetingState, data: st.DataObject) -> None:
+    decision = decision_in(data, state)
+    if decision is not None:
+        conclusion = concluded_with(data, state, decision)
+        lists = [
+            [outcome.participant for outcome in conclusion.outcomes],
+            list(conclusion.repaired_later),
+            *(
+                list(value)
+                for announcement in conclusion.announcements
+                for value in dict(announcement.event).values()
+                if isinstance(value, tuple)
+            ),
+        ]
+        for ids in lists:
+            assert ids == sorted(set(ids))
+
+
+@settings(deadline=None, max_examples=150)
+@given(state=MEETINGS, data=st.data())
+def test_the_sender_is_told_of_a_failure_exactly_when_there_was_one(state: MeetingState, data: st.DataObject) -> None:
+    decision = decision_in(data, state)
+    if decision is not None:
+        conclusion = concluded_with(data, state, decision)
+        failed = {outcome.participant for outcome in conclusion.outcomes if outcome.outcome == "failed"}
+        assert all(outcome.error is not None for outcome in conclusion.outcomes if outcome.outcome == "failed")
+        assert not failed or conclusion.error == "livekit_unavailable"
+        assert failed.isdisjoint(decision.unknown)
+
+
+@settings(deadline=None, max_examples=150)
+@given(state=MEETINGS, step=STEPS)
+def test_whoever_is_refused_changes_nothing(state: MeetingState, step: Step) -> None:
+    before = repr(state)
+    decision = decide(state, *step, now=AT, command_id=CommandId("c"))
+    assert repr(state) == before
+    if isinstance(decision, Refusal):
+        assert decision == decide(state, *step, now=AT + 100, command_id=CommandId("d"))
+        assert carry_out(state, [step]) is state
+
+
+@settings(deadline=None, max_examples=100)
+@given(state=MEETINGS, command=ASKED)
+def test_nobody_outside_the_meeting_is_obeyed(state: MeetingState, command: AnyCommand) -> None:
+    decision = decide(state, STRANGER, command, now=AT, command_id=CommandId("c"))
+    assert decision == Refusal("insufficient_permissions")
+
+
+@settings(deadline=None, max_examples=150)
+@given(state=MEETINGS, data=st.data())
+def test_a_token_minted_while_a_command_is_carried_out_allows_no_more_than_before_and_after(
+    state: MeetingState, data: st.DataObject
+) -> None:
+    decision = decision_in(data, state)
+    if decision is not None:
+        then = apply(state, decision.changes)
+        for who in (*PEOPLE, STRANGER):
+            token = stricter(who, state, then)
+            both = set(publishable(who, state)) & set(publishable(who, then))
+            assert token == tuple(source for source in ALL if source in both)
+
+
+SOURCES = st.lists(st.sampled_from([None, *ALL]), max_size=5).map(tuple)
+PRESENCES = st.builds(
+    Presence,
+    room=st.sampled_from([MAIN, LEFT_ROOM, LiveKitRoom("board:right")]),
+    identity=st.sampled_from(
+        [*PEOPLE, STRANGER, "alice#x", "bob#1", "bob-popout1", "bob-popout2", "bob-popout17", "eve-popout1", "EG_1"]
+    ).map(Identity),
+    permission=st.builds(Permission, can_publish=st.booleans(), sources=SOURCES),
+    tracks=st.lists(st.builds(track, st.sampled_from([None, *ALL]), muted=st.booleans()), max_size=2).map(tuple),
+    is_service=st.booleans(),
+)
+ROSTERS = st.lists(PRESENCES, max_size=12, unique_by=lambda presence: (presence.room, presence.identity))
+
+
+@settings(deadline=None, max_examples=200)
+@given(state=MEETINGS, roster=ROSTERS, remove_unknown=st.booleans())
+def test_when_the_calls_are_carried_out_livekit_agrees(
+    state: MeetingState,
+    roster: list[Presence],
+    remove_unknown: bool,  # noqa: FBT001 - drawn
+) -> None:
+    calls = plan(state, roster, remove_unknown=remove_unknown, sources=frozenset({MICROPHONE}))
+    assert [call.priority for call in calls] == sorted(call.priority for call in calls)
+    assert len({(call.room, call.identity) for call in calls}) == len(calls)
+    agreed = carried_out(roster, calls)
+    assert plan(state, agreed, remove_unknown=remove_unknown) == []
+    for presence in agreed:
+        who = ParticipantId(presence.identity)
+        if who in state.members:
+            assert presence.room == state.room_of(who)
+            if state.members[who].kind is not Kind.RECORDER:
+                assert presence.permission.allows_exactly(publishable(who, state))
+        assert "#" not in presence.identity
+        assert who not in state.departed
+
+
+@settings(deadline=None, max_examples=100)
+@given(state=MEETINGS, roster=ROSTERS, about=st.frozensets(ANYBODY, max_size=2))
+def test_a_plan_about_some_people_is_a_part_of_the_whole(
+    state: MeetingState, roster: list[Presence], about: frozenset[ParticipantId]
+) -> None:
+    whole = plan(state, roster)
+    part = plan(state, roster, about=about)
+    assert part == [call for call in whole if call.identity.split("-popout")[0] in about and call in part]
+    named = [call for call in whole if ParticipantId(call.identity) in about]
+    assert [call for call in part if ParticipantId(call.identity) in about] == named
