@@ -25,6 +25,7 @@ from signaling.testing.participants import JoinRefused, PublishRefused
 
 _LOOPBACK: Final = "127.0.0.1"
 _BACKLOG: Final = 1024
+_SHUTDOWN_S: Final = 1
 _PREFIX: Final = "/twirp/livekit.RoomService/"
 _PROTOBUF: Final = "application/protobuf"
 _BEARER: Final = "Bearer "
@@ -264,7 +265,7 @@ class FakeRoomService:
         self._observers: list[Callable[[Change], None]] = []
         self._numbers = itertools.count(1)
         self._credentials: dict[str, _Credentials | _Answer] = {}
-        self._in_flight: set[asyncio.BaseTransport] = set()
+        self._in_flight: dict[asyncio.Task[Any], asyncio.BaseTransport] = {}
         self._running = asyncio.Event()
         self._running.set()
         self._port: int | None = None
@@ -491,7 +492,7 @@ class FakeRoomService:
     def crash(self) -> None:
         """Forget every room, without a word to anybody, and cut off the calls in flight: a restart within no time."""
         self._rooms.clear()
-        for connection in self._in_flight:
+        for connection in self._in_flight.values():
             _abort(connection)
 
     async def offline(self) -> None:
@@ -530,24 +531,32 @@ class FakeRoomService:
         if listener is not None:
             listener.close()
         server, self._web = self._web, None
-        if server is not None:
-            for connection in server.connections:
-                if connection.transport is not None:
-                    connection.transport.abort()
-            await server.shutdown(0)
+        if server is None:
+            return
+        for connection in server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        # Those who were cut off before belong to no connection any more; and aiohttp waits for whoever hangs.
+        tasks = tuple(self._in_flight)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await server.shutdown(_SHUTDOWN_S)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.transport
-        if connection is None:  # cut off meanwhile
+        task = asyncio.current_task()
+        if connection is None or task is None:  # cut off meanwhile
             return web.Response()
-        self._in_flight.add(connection)
+        self._in_flight[task] = connection
         try:
             body = await request.read()
             if not self._running.is_set():
                 await self._running.wait()
             answer = await self._answer(request, body)
         finally:
-            self._in_flight.discard(connection)
+            del self._in_flight[task]
         if isinstance(answer, _Reset):
             _abort(connection)
             return web.Response()
@@ -608,7 +617,7 @@ class FakeRoomService:
                     muted=asked.muted if mutes else None,
                     arrived_at=arrived_at,
                     answered_at=time.monotonic(),
-                    status=answer.status,
+                    status=None if answer.status is None else int(answer.status),
                 )
             )
 

@@ -8,7 +8,7 @@ from signaling.identifiers import ParticipantId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import parse_payload
 from signaling.messages.envelope import Delivery
-from tests.messages.wire import concrete, dumped, parsed, reversed_keys, row, with_unknown_keys
+from tests.messages.wire import concrete, dumped, event_of, parsed, reversed_keys, row, text_of, with_unknown_keys
 
 BOB = ParticipantId("bob")
 AT = 1_772_357_400.123  # 2026-03-01T09:30:00.123Z
@@ -142,7 +142,7 @@ def test_parse_an_event(event: control.ControlEvent, text: str) -> None:
 
 
 def test_every_command_has_its_rows() -> None:
-    assert {json.loads(param.values[1])["action"] for param in COMMANDS} == set(control.COMMANDS)
+    assert {json.loads(text_of(param))["action"] for param in COMMANDS} == set(control.COMMANDS)
 
 
 def test_every_event_has_its_rows() -> None:
@@ -150,7 +150,7 @@ def test_every_event_has_its_rows() -> None:
 
 
 def test_every_event_is_of_this_namespace() -> None:
-    assert {Delivery(param.values[0], 0).namespace for param in EVENTS} == {"control"}
+    assert {Delivery(event_of(param), 0).namespace for param in EVENTS} == {"control"}
 
 
 def test_joining_needs_nothing_but_the_action() -> None:

@@ -7,7 +7,7 @@ from signaling.identifiers import CONTROLLER, ParticipantId
 from signaling.messages import livekit
 from signaling.messages.base import parse_payload
 from signaling.messages.envelope import Delivery
-from tests.messages.wire import concrete, dumped, parsed, reversed_keys, row, with_unknown_keys
+from tests.messages.wire import concrete, dumped, event_of, parsed, reversed_keys, row, text_of, with_unknown_keys
 
 ALICE = ParticipantId("alice")
 BOB = ParticipantId("bob")
@@ -162,7 +162,7 @@ def test_parse_join_data(data: livekit.JoinData, text: str) -> None:
 
 
 def test_every_command_has_its_rows() -> None:
-    assert sorted(json.loads(param.values[1])["action"] for param in COMMANDS) == sorted(livekit.COMMANDS)
+    assert sorted(json.loads(text_of(param))["action"] for param in COMMANDS) == sorted(livekit.COMMANDS)
 
 
 def test_every_event_has_its_rows() -> None:
@@ -170,7 +170,7 @@ def test_every_event_has_its_rows() -> None:
 
 
 def test_every_event_is_of_this_namespace() -> None:
-    assert {Delivery(param.values[0], 0).namespace for param in EVENTS} == {"livekit"}
+    assert {Delivery(event_of(param), 0).namespace for param in EVENTS} == {"livekit"}
 
 
 NAMING_PEOPLE = [

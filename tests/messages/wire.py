@@ -6,7 +6,7 @@ from typing import TypeVar
 import pytest
 from _pytest.mark import ParameterSet
 
-from signaling.messages.base import Message
+from signaling.messages.base import Event, Message
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -15,6 +15,20 @@ def row(message: Message, text: str) -> ParameterSet:
     """One row of a table: a message and its literal JSON, called by the tag."""
     tag = getattr(message, "action", None) or getattr(message, "message", "")
     return pytest.param(message, text, id=tag)
+
+
+def text_of(param: ParameterSet) -> str:
+    """The literal JSON of a row."""
+    text = param.values[1]
+    assert isinstance(text, str)
+    return text
+
+
+def event_of(param: ParameterSet) -> Event:
+    """The event of a row."""
+    event = param.values[0]
+    assert isinstance(event, Event)
+    return event
 
 
 def dumped(message: Message) -> str:
