@@ -152,7 +152,7 @@ class ModerationModule:
         committed = await meeting.commit_now(participant.id, Enter(participant))
         if isinstance(committed, Refusal):  # nobody is refused yet
             raise InvalidParticipant(f"{participant.id}: {committed.error}")
-        record, _ = committed
+        record = committed.record
         for older in tuple(sessions):
             if older is not session:
                 older.end("taken_over")
@@ -278,7 +278,7 @@ class ModerationModule:
         committed = await session.meeting.commit_now(session.id, command, command_id)
         if isinstance(committed, Refusal):
             return committed
-        popouts = committed[0].state.popouts[session.id]
+        popouts = committed.record.state.popouts[session.id]
         popout = popouts.open[-1]
         session.tell(
             livekit.PopoutStreamAccessToken(token=self._token_mint.for_popout(popout.room, popout.identity)),

@@ -11,7 +11,7 @@ import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
 
 from signaling import metrics
-from signaling.core.effects import Allow, Finding, Presence, Priority, Remove, Track
+from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
 from signaling.core.enforcement import call_for, owner_of, plan
 from signaling.core.participants import Source
 from signaling.core.state import MeetingState
@@ -209,6 +209,20 @@ class Reconciler:
                     if listed.identity == place[1]:
                         self._note(listed)
         raise MediaServerRejected("LiveKit answers with another permission than it was told")
+
+    async def remove(self, place: Place, owner: ParticipantId) -> None:
+        """Remove an identity that has no business in a room any more, without looking whether it is there."""
+        unseen = Presence(*place, Permission(can_publish=False, sources=()))
+        try:
+            async with self._media.slot(place[0], Priority.REPAIR), self._lock(place[1]):
+                if isinstance(call_for(await self._read(), unseen), Remove):  # else they are back already
+                    await self._media.remove(*place)
+                    self._drop(place)
+        except MediaServerUnavailable:
+            self.doubt({owner})
+        except MediaServerRejected as error:
+            log.warning("media_server_rejected", room=place[0], participant=place[1], error=str(error))
+            self._retry_later({owner})
 
     def settle(self, place: Place, priority: Priority) -> asyncio.Task[Finding]:
         """Begin to agree about one identity, and go on whether or not anybody waits for it."""

@@ -61,6 +61,14 @@ class Rules:
     empty_s: float = 60
 
 
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A change of the state that needed no turn: the state that it changed, and the record with it."""
+
+    before: MeetingState
+    record: Record
+
+
 def new_command_id() -> CommandId:
     """A fresh id for a command."""
     return CommandId(uuid4().hex)
@@ -133,7 +141,7 @@ class Meeting:
 
     async def commit_now(
         self, sender: ParticipantId, command: AnyCommand, command_id: CommandId | None = None
-    ) -> tuple[Record, Conclusion] | Refusal:
+    ) -> Committed | Refusal:
         """
         Decide and commit what needs no turn: who is here, and what always stands whatever LiveKit says.
 
@@ -150,7 +158,7 @@ class Meeting:
                 conclusion = conclude(record.state, decision)
                 after = replace(record, revision=record.revision + 1, state=conclusion.state)
                 if await self._store.write(after, announcements=conclusion.announcements):
-                    return after, conclusion
+                    return Committed(record.state, after)
 
     async def take_turn(
         self, sender: ParticipantId, command: AnyCommand, command_id: CommandId
@@ -351,12 +359,13 @@ class Meeting:
         reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
         return {who: finding for who, finding in findings.items() if who in state.members}
 
-    async def agree_about(self, participant: ParticipantId) -> None:
-        """Try in LiveKit what was just committed about somebody; what fails is tried again later."""
-        try:
-            await self.reconciler.go_over(frozenset({participant}))
-        except MediaServerUnavailable:
-            self.reconciler.doubt({participant})
+    async def remove_identities(self, participant: ParticipantId, state: MeetingState) -> None:
+        """Remove from LiveKit what `state`, which holds no more, had there of somebody; what fails is tried again."""
+        room = state.room_of(participant)
+        places = {(popout.room, popout.identity) for popout in state.popouts.get(participant, Popouts()).open}
+        if room is not None:
+            places.add((room, Identity(participant)))
+        await asyncio.gather(*(self.reconciler.remove(place, participant) for place in sorted(places)))
 
     # --- After a crash -------------------------------------------------------------------------------------------
 
@@ -444,8 +453,9 @@ class Meeting:
         now = self._clock()
         for participant, member in state.members.items():
             if member.returns_until is not None and member.returns_until <= now:
-                await self.commit_now(participant, DepartUnlessBack(participant, now))
-                self.reconciler.repair({participant})
+                departed = await self.commit_now(participant, DepartUnlessBack(participant, now))
+                if isinstance(departed, Committed):
+                    await self.remove_identities(participant, departed.before)
         state = (await self.record()).state
         if not state.members and state.empty_since is not None and state.empty_since + self._rules.empty_s <= now:
             await self.end()

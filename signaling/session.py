@@ -13,7 +13,7 @@ from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId
 from signaling.messages import control, livekit
 from signaling.messages.base import Event, Namespace
 from signaling.messages.envelope import Delivery, TransactionId
-from signaling.rooms import Meeting, new_command_id
+from signaling.rooms import Committed, Meeting, new_command_id
 from signaling.view import join_data
 
 log = structlog.get_logger(__name__)
@@ -139,7 +139,8 @@ class Session:
             StoreError: Nothing changed.
         """
         self._check()
-        if isinstance(await self._meeting.commit_now(self.id, Move(self.id, breakout)), Refusal):
+        committed = await self._meeting.commit_now(self.id, Move(self.id, breakout))
+        if isinstance(committed, Refusal):
             raise SessionEnded(f"{self.id} is not in the meeting")
         credentials = await self._module.mint_credentials(self)
         record = await self._meeting.record()
@@ -149,7 +150,7 @@ class Session:
         else:
             self._join_data = join_data(record, credentials)
             self.tell(credentials)
-        await self._meeting.agree_about(self.id)
+        await self._meeting.remove_identities(self.id, committed.before)
 
     async def leave(self, reason: control.LeaveReason = "quit") -> None:
         """
@@ -160,9 +161,10 @@ class Session:
         """
         if self._is_over:
             return
-        await self._meeting.commit_now(self.id, Depart(self.id, reason))
+        committed = await self._meeting.commit_now(self.id, Depart(self.id, reason))
         self._finish()
-        await self._meeting.agree_about(self.id)
+        if isinstance(committed, Committed):
+            await self._meeting.remove_identities(self.id, committed.before)
 
     async def disconnect(self) -> None:
         """
