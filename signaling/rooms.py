@@ -29,7 +29,7 @@ from signaling.core.effects import Agree, Finding, Mute, Priority
 from signaling.core.enforcement import owner_of, plan
 from signaling.core.participants import Source
 from signaling.core.policy import publishable, stricter
-from signaling.core.state import Member, MeetingState, Popouts, apply, new_meeting
+from signaling.core.state import MeetingState, Member, Popouts, apply, new_meeting
 from signaling.errors import MediaServerError, MediaServerUnavailable, StoreError
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import MediaServer

@@ -1,13 +1,13 @@
 """
-What is kept, as JSON: `{"format": 1, "revision": …, "state": {…}, "staged": {…, "changes": [{"change": "granted", …}]}}`.
+What is kept, as JSON such as `{"format": 1, "revision": 7, "state": {…}, "staged": {"changes": [{"change": …}], …}}`.
 
 The shapes are derived from the dataclasses themselves, so a field or a change that is added needs nothing here. A field
 with a default may be missing in what an earlier version wrote; `FORMAT` goes up when that is not enough.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +21,6 @@ from pydantic import (
     ValidationError,
     WrapSerializer,
 )
-from typing_extensions import NotRequired, TypedDict
 
 from signaling.core.effects import Effect
 from signaling.core.state import Change
@@ -123,7 +122,7 @@ def _kept_union(members: Iterable[Any]) -> Any:  # noqa: ANN401 - types are valu
 
     kept = {_snake_case(member.__name__): member for member in members - {NoneType}}
     choices = [Annotated[_kept_dataclass(member, {key: name}), Tag(name)] for name, member in kept.items()]
-    tagged = Annotated[Union[tuple(choices)], Discriminator(tag)]  # noqa: UP007 - as above
+    tagged: Any = Annotated[Union[tuple(choices)], Discriminator(tag)]  # noqa: UP007 - as above
     return tagged | None if NoneType in members else tagged
 
 
@@ -135,20 +134,19 @@ def _kept_dataclass(kept: Any, tags: Mapping[str, str | int]) -> Any:  # noqa: A
         return kept
     if clashing := tags.keys() & shapes.keys():
         raise TypeError(f"{kept.__name__} has a field called {clashing.pop()}")
-    for field in fields(kept):
-        if field.default is not MISSING or field.default_factory is not MISSING:
-            shapes[field.name] = NotRequired[shapes[field.name]]
-    literals = {key: Literal[value] for key, value in tags.items()}
-    make_typed_dict: Callable[[str, Mapping[str, Any]], Any] = TypedDict
-    shape = make_typed_dict(kept.__name__, {**literals, **shapes})
+    declared: list[tuple[str, Any, Any]] = [(key, Literal[value], field()) for key, value in tags.items()]
+    for each in fields(kept):
+        default = field(default=each.default, default_factory=each.default_factory)
+        declared.append((each.name, shapes[each.name], default))
+    shape = make_dataclass(kept.__name__, declared, kw_only=True, slots=True)
 
-    def dump(value: object) -> dict[str, object]:
-        return {**tags, **{name: getattr(value, name) for name in hints}}
+    def write(value: object) -> object:
+        return shape(**tags, **{name: getattr(value, name) for name in hints})
 
-    def load(values: dict[str, Any]) -> object:
-        return kept(**{name: value for name, value in values.items() if name in hints})
+    def read(value: object) -> object:
+        return kept(**{name: getattr(value, name) for name in hints})
 
-    return Annotated[shape, AfterValidator(load), PlainSerializer(dump, return_type=shape)]
+    return Annotated[shape, AfterValidator(read), PlainSerializer(write, return_type=shape)]
 
 
 def _snake_case(name: str) -> str:
