@@ -22,6 +22,7 @@ from signaling.core.decisions import (
     Refusal,
 )
 from signaling.core.participants import Kind, Participant
+from signaling.core.policy import publishable
 from signaling.errors import InvalidParticipant, MediaServerError, MessageError, StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, Identity, ParticipantId, RoomId, livekit_room
 from signaling.livekit.embedded import EmbeddedServer
@@ -152,7 +153,7 @@ class ModerationModule:
         committed = await meeting.commit_now(participant.id, Enter(participant))
         if isinstance(committed, Refusal):  # nobody is refused yet
             raise InvalidParticipant(f"{participant.id}: {committed.error}")
-        record = committed.record
+        before, record = committed.before, committed.record
         for older in tuple(sessions):
             if older is not session:
                 older.end("taken_over")
@@ -161,6 +162,10 @@ class ModerationModule:
         session.begin(record.revision, data, join_success(record, session.id, data=data, reconciler=reconciler))
         if data is None:
             session.tell(livekit.LiveKitError(error="livekit_unavailable"))
+        if before.room_of(session.id) not in {None, record.state.room_of(session.id)}:
+            await meeting.remove_identities(session.id, before)
+        elif publishable(session.id, before) != publishable(session.id, record.state):
+            meeting.reconciler.repair({session.id})  # they may still be in LiveKit with what held before
         log.info("participant_joined", room=session.room, participant=session.id, kind=participant.kind.value)
         return session
 

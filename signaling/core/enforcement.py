@@ -15,9 +15,14 @@ _SECOND_SESSION: Final = "#"
 
 
 def owner_of(identity: Identity, state: MeetingState) -> ParticipantId:
-    """Whose identity it is: popouts count as their owner's, as they were issued and not by the look of a name."""
-    popout = _issued_popout(identity, state)
-    return ParticipantId(identity) if popout is None else popout
+    """
+    Whose identity it is.
+
+    Popouts count as their owner's, as they were issued and not by the look of a name; so does a second session.
+    """
+    base = Identity(identity.partition(_SECOND_SESSION)[0])
+    popout = _issued_popout(base, state)
+    return ParticipantId(base) if popout is None else popout
 
 
 def plan(
@@ -82,8 +87,12 @@ def _must_go(state: MeetingState, presence: Presence, *, remove_unknown: bool) -
 def _is_exempt(state: MeetingState, presence: Presence) -> bool:
     if _issued_popout(presence.identity, state) is not None:
         return True
-    member = state.members.get(ParticipantId(presence.identity))
-    return presence.is_service if member is None else member.kind in SERVICES
+    participant = ParticipantId(presence.identity)
+    member = state.members.get(participant)
+    if member is None:
+        return presence.is_service
+    # No room-wide rule touches a service; a block by name does.
+    return member.kind in SERVICES and all(block.participant != participant for block in state.blocks)
 
 
 def _issued_popout(identity: Identity, state: MeetingState) -> ParticipantId | None:

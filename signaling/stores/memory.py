@@ -11,6 +11,17 @@ from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Listener, Record, Store
 
 
+class Turns:
+    """The exclusive steps of meetings that only this process takes."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, room: RoomId) -> AbstractAsyncContextManager[None]:
+        """A meeting's exclusive step; waiting ones go in order."""
+        return self._locks.setdefault(room, asyncio.Lock())
+
+
 class MemoryStore(Store):
     """Meetings in this process' memory."""
 
@@ -18,7 +29,7 @@ class MemoryStore(Store):
         self._records: dict[RoomId, Record] = {}
         self._audit: defaultdict[RoomId, deque[AuditEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
         self._listeners: list[Listener] = []
-        self._turns: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns()
 
     async def open(self) -> None:
         """Nothing is to be got ready."""
@@ -63,7 +74,12 @@ class MemoryStore(Store):
         """The newest entries of a meeting, newest first."""
         entries = list(reversed(self._audit.get(room, ())))
         ids = [entry.command_id for entry in entries]
-        start = ids.index(before) + 1 if before in ids else 0
+        if before is None:
+            start = 0
+        elif before in ids:
+            start = ids.index(before) + 1
+        else:
+            start = len(entries)  # it was dropped, and so were those before it
         return tuple(entries[start : start + limit])
 
     def listen(self, listener: Listener) -> None:
@@ -72,4 +88,4 @@ class MemoryStore(Store):
 
     def turn(self, room: RoomId) -> AbstractAsyncContextManager[None]:
         """A meeting's exclusive step; waiting ones go in order."""
-        return self._turns.setdefault(room, asyncio.Lock())
+        return self._turns.of(room)

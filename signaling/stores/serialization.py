@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Discriminator,
     PlainSerializer,
     SerializerFunctionWrapHandler,
@@ -138,7 +139,8 @@ def _kept_dataclass(kept: Any, tags: Mapping[str, str | int]) -> Any:  # noqa: A
     for each in fields(kept):
         default = field(default=each.default, default_factory=each.default_factory)
         declared.append((each.name, shapes[each.name], default))
-    shape = make_dataclass(kept.__name__, declared, kw_only=True, slots=True)
+    config = {"__pydantic_config__": ConfigDict(ser_json_inf_nan="constants")}
+    shape = make_dataclass(kept.__name__, declared, kw_only=True, slots=True, namespace=config)
 
     def write(value: object) -> object:
         return shape(**tags, **{name: getattr(value, name) for name in hints})

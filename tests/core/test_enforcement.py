@@ -337,3 +337,15 @@ def test_the_helpers_record_what_livekit_would() -> None:
     assert allowing(*ALL).allows_exactly(ALL)
     assert allowing().allows_exactly(())
     assert Track(TrackSid("TR_1"), MICROPHONE, muted=False, is_sound=True) == track()
+
+
+def test_a_second_session_is_its_owners() -> None:
+    roster = [present("bob#x", *ALL), present("carol#x", *ALL)]
+    assert plan(MEETING, roster, about=frozenset({BOB})) == [Remove(MAIN, Identity("bob#x"))]
+
+
+def test_a_recorder_is_told_of_a_block_by_name_and_of_nothing_else() -> None:
+    meeting = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
+    assert plan(after(meeting, (ALICE, enable())), [present(RECORDER, CAMERA)]) == []
+    blocked = changed(meeting, Revoked(frozenset({RECORDER})))
+    assert plan(blocked, [present(RECORDER, *ALL)]) == [Allow(MAIN, Identity(RECORDER), WITHOUT_SCREEN, Priority.IDLE)]
