@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_
 
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     Discriminator,
     PlainSerializer,
     SerializerFunctionWrapHandler,
@@ -103,8 +102,11 @@ def _kept(hint: Any) -> Any:  # noqa: ANN401 - types are values here
         return Annotated[GenericAlias(frozenset, (_kept(arguments[0]),)), WrapSerializer(_in_order)]
     if origin in {Union, UnionType}:
         return _kept_union(arguments)
-    if origin in {tuple, Mapping}:
-        return GenericAlias(origin, tuple(map(_kept, arguments)))
+    if origin is Mapping:
+        kept: Any = GenericAlias(dict, tuple(map(_kept, arguments)))
+        return Annotated[kept, PlainSerializer(dict, return_type=kept)]
+    if origin is tuple:
+        return GenericAlias(tuple, tuple(map(_kept, arguments)))
     return _kept_dataclass(hint, {}) if is_dataclass(hint) else hint
 
 
@@ -139,8 +141,7 @@ def _kept_dataclass(kept: Any, tags: Mapping[str, str | int]) -> Any:  # noqa: A
     for each in fields(kept):
         default = field(default=each.default, default_factory=each.default_factory)
         declared.append((each.name, shapes[each.name], default))
-    config = {"__pydantic_config__": ConfigDict(ser_json_inf_nan="constants")}
-    shape = make_dataclass(kept.__name__, declared, kw_only=True, slots=True, namespace=config)
+    shape = make_dataclass(kept.__name__, declared, kw_only=True, slots=True)
 
     def write(value: object) -> object:
         return shape(**tags, **{name: getattr(value, name) for name in hints})

@@ -208,7 +208,7 @@ class SQLiteStore(Store):
         except sqlite3.Error as error:
             tell(_resolve, opened, None, _failure(self._path, error))
         except OSError as error:
-            failure = StoreError(f"{self._path}: {error.strerror}")
+            failure = StoreError(f"{self._path}: {error.strerror} ({error.filename})")
             failure.__cause__ = error
             tell(_resolve, opened, None, failure)
         except Exception as error:  # noqa: BLE001 - passed on to whoever opens

@@ -492,8 +492,9 @@ class FakeRoomService:
     def crash(self) -> None:
         """Forget every room, without a word to anybody, and cut off the calls in flight: a restart within no time."""
         self._rooms.clear()
-        for connection in self._in_flight.values():
+        for task, connection in self._in_flight.items():
             _abort(connection)
+            task.cancel()
 
     async def offline(self) -> None:
         """Cut every connection and refuse new ones, until `online`."""

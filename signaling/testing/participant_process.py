@@ -32,6 +32,7 @@ _PICTURES_PER_S: Final = 10
 _SOUND_GAP_S: Final = 0.3
 _PICTURE_GAP_S: Final = 0.5
 """Frames that are further apart than this are an interruption."""
+_DRAINING_S: Final = 0.3
 _REMEMBERED: Final = 6_000
 _POLL_S: Final = 0.005
 _LINE_BYTES: Final = 2**20
@@ -58,13 +59,14 @@ class _Medium:
         began_at: When the first of those came that have followed each other closely ever since.
         frame_at: When the last frame came, audible or not.
         quiet_s: How much silence has come since the last audible frame.
-        levels: The mean squares of each track's last frame.
+        levels: The mean square of the last frame of each track that there is now.
     """
 
     perceived: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     began_at: float = 0
     frame_at: float = float("-inf")
     quiet_s: float = 0
+    starts_anew: bool = True
     levels: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -76,10 +78,19 @@ class _Medium:
         return float(np.sqrt(max(self.levels.values(), default=0.0)))
 
     def perceive(self, now: float, gap_s: float) -> None:
-        if now - self.last_at >= gap_s:
+        if self.starts_anew or now - self.last_at >= gap_s:
             self.began_at = now
+        self.starts_anew = False
         self.perceived.append(now)
         self.quiet_s = 0
+
+    def lose(self, sid: str) -> None:
+        self.levels.pop(sid, None)
+        self.starts_anew = not self.levels
+
+    def continues(self, now: float, gap_s: float) -> bool:
+        """Whether it comes just now."""
+        return not self.starts_anew and now - self.last_at < gap_s
 
     def ended(self, now: float, gap_s: float) -> bool:
         """Whether nothing has come for that long, as far as one can tell now."""
@@ -135,10 +146,12 @@ class _Participant:
         for published in self._published.values():
             await self._stop_feeding(published)
         self._published.clear()
-        for sid in tuple(self._readers):
-            self._stop_reading(sid)
-        for medium in self._media.values():
-            medium.levels.clear()
+        readers = tuple(self._readers.values())
+        self._readers.clear()
+        for reader in readers:
+            reader.cancel()
+        if readers:
+            await asyncio.wait(readers)
         return {}
 
     def _register(self, room: rtc.Room) -> None:
@@ -152,7 +165,7 @@ class _Participant:
             self._consider(publication, other.identity)
 
         def unpublished(publication: rtc.RemoteTrackPublication, other: rtc.RemoteParticipant) -> None:
-            self._gone(publication, other.identity)
+            self._gone(publication)
             self._event("track_unpublished", other.identity, publication)
 
         def subscribed(
@@ -163,9 +176,9 @@ class _Participant:
             self._read(track, publication, other.identity)
 
         def unsubscribed(
-            _track: rtc.RemoteTrack | None, publication: rtc.RemoteTrackPublication, other: rtc.RemoteParticipant
+            _track: rtc.RemoteTrack | None, publication: rtc.RemoteTrackPublication, _other: rtc.RemoteParticipant
         ) -> None:
-            self._gone(publication, other.identity)
+            self._gone(publication)
 
         def told_muted(name: str) -> Callable[[rtc.Participant, rtc.TrackPublication], None]:
             return lambda whose, publication: self._event(name, whose.identity, publication)
@@ -177,12 +190,12 @@ class _Participant:
         def disconnected(reason: Any) -> None:  # noqa: ANN401  the SDK's own enum
             self._event("disconnected", "", reason=rtc.DisconnectReason.Name(reason))
 
-        for name in ("participant_connected", "participant_disconnected"):
-            room.on(name, others(name))
-        for name in ("track_muted", "track_unmuted"):
-            room.on(name, told_muted(name))
-        for name in ("reconnecting", "reconnected"):
-            room.on(name, lambda name=name: self._event(name, ""))
+        room.on("participant_connected", others("participant_connected"))
+        room.on("participant_disconnected", others("participant_disconnected"))
+        room.on("reconnecting", lambda: self._event("reconnecting", ""))
+        room.on("reconnected", lambda: self._event("reconnected", ""))
+        room.on("track_muted", told_muted("track_muted"))
+        room.on("track_unmuted", told_muted("track_unmuted"))
         room.on("track_published", published)
         room.on("track_unpublished", unpublished)
         room.on("track_subscribed", subscribed)
@@ -294,7 +307,7 @@ class _Participant:
 
         def first() -> float | None:
             if since is None:
-                return medium.began_at if time.monotonic() - medium.last_at < gap_s else None
+                return medium.began_at if medium.continues(time.monotonic(), gap_s) else None
             index = bisect_left(medium.perceived, since)
             return medium.perceived[index] if index < len(medium.perceived) else None
 
@@ -330,7 +343,7 @@ class _Participant:
     async def _until(self, result: Callable[[], float | None], failure: str, timeout_s: float) -> _Reply:
         try:
             async with asyncio.timeout(timeout_s):
-                while (at := result()) is None:
+                while (at := result()) is None:  # noqa: ASYNC110  time itself is what is waited for
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             now = time.monotonic()
@@ -355,7 +368,7 @@ class _Participant:
         else:
             wanted = not carries_sound and (identity, source) in self._watched
         if wanted and not publication.subscribed:
-            publication.set_subscribed(True)  # noqa: FBT003  the SDK's own signature
+            publication.set_subscribed(True)
 
     def _read(
         self,
@@ -364,45 +377,54 @@ class _Participant:
         identity: str,
     ) -> None:
         medium = self._media.setdefault((identity, _source_name(publication.source)), _Medium())
-        medium.levels[publication.sid] = 0
         reading = (
             _listen(track, publication.sid, medium)
             if publication.kind == rtc.TrackKind.KIND_AUDIO
-            else _watch(track, medium)
+            else _watch(track, publication.sid, medium)
         )
         self._readers[publication.sid] = asyncio.create_task(reading, name=f"reading {publication.sid}")
 
-    def _gone(self, publication: rtc.RemoteTrackPublication, identity: str) -> None:
-        self._stop_reading(publication.sid)
-        medium = self._media.get((identity, _source_name(publication.source)))
-        if medium is not None:
-            medium.levels.pop(publication.sid, None)
+    def _gone(self, publication: rtc.RemoteTrackPublication) -> None:
+        """
+        The track is gone, and its reader has to go.
 
-    def _stop_reading(self, sid: str) -> None:
-        reader = self._readers.pop(sid, None)
+        The SDK may never end it, and would even feed it what somebody publishes next. But what is on the way is still
+        heard: a moment is left for that.
+        """
+        reader = self._readers.pop(publication.sid, None)
         if reader is not None:
-            reader.cancel()
+            asyncio.get_running_loop().call_later(_DRAINING_S, reader.cancel)
 
 
 async def _listen(track: rtc.Track, sid: str, medium: _Medium) -> None:
-    async for event in rtc.AudioStream(track, sample_rate=_RATE, num_channels=1, frame_size_ms=_HEARD_MS):
-        now = time.monotonic()
-        samples = np.frombuffer(event.frame.data, dtype=np.int16).astype(np.float32)
-        loudness = float(np.mean(np.square(samples)))
-        medium.frame_at = now
-        if sid in medium.levels:
+    stream = rtc.AudioStream(track, sample_rate=_RATE, num_channels=1, frame_size_ms=_HEARD_MS)
+    medium.levels[sid] = 0
+    try:
+        async for event in stream:
+            now = time.monotonic()
+            samples = np.frombuffer(event.frame.data, dtype=np.int16).astype(np.float32)
+            loudness = float(np.mean(np.square(samples)))
+            medium.frame_at = now
             medium.levels[sid] = loudness
-        if loudness >= _AUDIBLE**2:
-            medium.perceive(now, _SOUND_GAP_S)
-        else:
-            medium.quiet_s += _HEARD_MS / 1000
+            if loudness >= _AUDIBLE**2:
+                medium.perceive(now, _SOUND_GAP_S)
+            else:
+                medium.quiet_s += _HEARD_MS / 1000
+    finally:
+        medium.lose(sid)
+        await stream.aclose()
 
 
-async def _watch(track: rtc.Track, medium: _Medium) -> None:
-    async for _ in rtc.VideoStream(track):
-        now = time.monotonic()
-        medium.frame_at = now
-        medium.perceive(now, _PICTURE_GAP_S)
+async def _watch(track: rtc.Track, sid: str, medium: _Medium) -> None:
+    stream = rtc.VideoStream(track)
+    medium.levels[sid] = 0
+    try:
+        async for _ in stream:
+            medium.frame_at = time.monotonic()
+            medium.perceive(medium.frame_at, _PICTURE_GAP_S)
+    finally:
+        medium.lose(sid)
+        await stream.aclose()
 
 
 async def _play(source: rtc.AudioSource, frequency_hz: int) -> None:

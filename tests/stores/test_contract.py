@@ -1,0 +1,375 @@
+"""What every store does, each in turn."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from signaling.core.decisions import Announcement, Decision, Everyone
+from signaling.core.participants import Source
+from signaling.core.state import Restricted
+from signaling.identifiers import CommandId, RoomId
+from signaling.messages import livekit
+from signaling.messages.moderation import Outcome
+from signaling.stores.contract import AuditEntry, Commit, Record, Store
+from signaling.stores.memory import MemoryStore
+from signaling.stores.sqlite import SQLiteStore
+from tests.core.meetings import ALICE, BOARD, BOB, MEETING
+
+OTHER = RoomId("another")
+AUDIT_ENTRIES = 5
+
+
+def memory(_: Path) -> Store:
+    return MemoryStore(audit_entries=AUDIT_ENTRIES)
+
+
+def sqlite(directory: Path) -> Store:
+    return SQLiteStore(directory / "meetings.sqlite", audit_entries=AUDIT_ENTRIES)
+
+
+@pytest.fixture(params=[memory, sqlite], ids=lambda make: make.__name__)
+def unopened(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    make: Callable[[Path], Store] = request.param
+    return make(tmp_path)
+
+
+@pytest.fixture
+async def store(unopened: Store) -> AsyncIterator[Store]:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(unopened.close)
+        await unopened.open()
+        yield unopened
+
+
+@pytest.fixture
+def commits(store: Store) -> list[Commit]:
+    """What a listener is told."""
+    told: list[Commit] = []
+    store.listen(told.append)
+    return told
+
+
+def record(revision: int, room: RoomId = BOARD) -> Record:
+    return Record(revision, replace(MEETING, room=room, version=revision))
+
+
+def entry(number: int) -> AuditEntry:
+    return AuditEntry(
+        CommandId(f"c-{number}"),
+        float(number),
+        ALICE,
+        "force_mute",
+        (BOB,),
+        (Outcome(participant=BOB, outcome="muted"),),
+    )
+
+
+async def write_entries(store: Store, *numbers: int, room: RoomId = BOARD) -> None:
+    """Write a meeting once with each of these audit entries."""
+    for number in numbers:
+        kept = await store.read(room)
+        revision = 0 if kept is None else kept.revision
+        assert await store.write(record(revision + 1, room), audit=entry(number))
+
+
+def numbers(entries: tuple[AuditEntry, ...]) -> list[int]:
+    return [int(entry.at) for entry in entries]
+
+
+# --- Opening and closing -----------------------------------------------------------------------------------------
+
+
+async def test_closing_twice_is_fine(unopened: Store) -> None:
+    await unopened.open()
+    await unopened.close()
+    await unopened.close()
+
+
+async def test_closing_what_was_never_opened_is_fine(unopened: Store) -> None:
+    await unopened.close()
+
+
+# --- Writing and reading -----------------------------------------------------------------------------------------
+
+
+async def test_there_is_no_record_of_a_meeting_that_was_never_written(store: Store) -> None:
+    assert await store.read(BOARD) is None
+    assert await store.rooms() == ()
+
+
+async def test_what_was_written_is_read(store: Store) -> None:
+    change = Restricted(Source.MICROPHONE, frozenset({ALICE}))
+    staged = Decision(CommandId("c-1"), "enable_microphone_restrictions", ALICE, 1.0, (change,))
+    written = replace(record(1), staged=staged)
+    assert await store.write(written)
+    kept = await store.read(BOARD)
+    assert kept == written
+    assert kept.effective.restricted == {Source.MICROPHONE}
+    assert kept.state.restricted == frozenset()
+
+
+async def test_rooms_are_sorted(store: Store) -> None:
+    for name in ("b", "Z", "a", "ü"):
+        assert await store.write(record(1, RoomId(name)))
+    assert await store.rooms() == ("Z", "a", "b", "ü")
+
+
+async def test_each_revision_follows_the_one_before(store: Store) -> None:
+    for revision in (1, 2, 3):
+        assert await store.write(record(revision))
+    assert await store.read(BOARD) == record(3)
+
+
+@pytest.mark.parametrize("revision", [0, 1, 2, 4, 5])
+async def test_a_revision_that_is_not_the_next_is_not_written(
+    store: Store, commits: list[Commit], revision: int
+) -> None:
+    for before in (1, 2):
+        await store.write(record(before))
+    commits.clear()
+    assert not await store.write(record(revision), announcements=[], audit=entry(9))
+    assert await store.read(BOARD) == record(2)
+    assert await store.audit(BOARD, limit=10) == ()
+    assert commits == []
+
+
+@pytest.mark.parametrize("revision", [0, 2])
+async def test_the_first_revision_is_1(store: Store, revision: int) -> None:
+    assert not await store.write(record(revision))
+    assert await store.rooms() == ()
+
+
+async def test_one_of_many_who_write_the_same_revision_wins(store: Store, commits: list[Commit]) -> None:
+    await store.write(record(1))
+    versions = range(100, 120)
+    attempts = [replace(record(2), state=replace(MEETING, version=version)) for version in versions]
+    written = await asyncio.gather(*map(store.write, attempts))
+    assert written.count(True) == 1
+    winner = attempts[written.index(True)]
+    assert await store.read(BOARD) == winner
+    assert [commit.record for commit in commits] == [record(1), winner]
+
+
+async def test_whoever_tries_again_loses_no_write(store: Store, commits: list[Commit]) -> None:
+    async def count_up(room: RoomId) -> None:
+        while True:
+            kept = await store.read(room)
+            after = record(1 if kept is None else kept.revision + 1, room)
+            if await store.write(after):
+                return
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(count_up(room) for _ in range(20) for room in (BOARD, OTHER)))
+    for room in (BOARD, OTHER):
+        assert await store.read(room) == record(20, room)
+        revisions = [commit.record.revision for commit in commits if commit.record.state.room == room]
+        assert revisions == list(range(1, 21))
+
+
+# --- Listening ---------------------------------------------------------------------------------------------------
+
+
+async def test_listeners_are_told_before_write_returns(store: Store) -> None:
+    told: list[tuple[str, Commit]] = []
+    store.listen(lambda commit: told.append(("first", commit)))
+    store.listen(lambda commit: told.append(("second", commit)))
+    announcements = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled(), CommandId("c-1"))]
+    assert await store.write(record(1), announcements=announcements)
+    commit = Commit(record(1), tuple(announcements))
+    assert told == [("first", commit), ("second", commit)]
+
+
+async def test_listeners_are_told_in_the_event_loop(store: Store) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+    store.listen(lambda _: loops.append(asyncio.get_running_loop()))
+    await store.write(record(1))
+    assert loops == [asyncio.get_running_loop()]
+
+
+async def test_whoever_is_told_reads_what_was_written(store: Store) -> None:
+    readers: list[asyncio.Task[Record | None]] = []
+    store.listen(lambda _: readers.append(asyncio.create_task(store.read(BOARD))))
+    await store.write(record(1))
+    assert await readers[0] == record(1)
+
+
+async def test_listeners_are_told_only_of_what_comes_after(store: Store) -> None:
+    await store.write(record(1))
+    commits: list[Commit] = []
+    store.listen(commits.append)
+    await store.write(record(2))
+    assert commits == [Commit(record(2))]
+
+
+async def test_writes_begun_together_are_told_of_in_order(store: Store, commits: list[Commit]) -> None:
+    assert all(await asyncio.gather(*(store.write(record(revision)) for revision in range(1, 101))))
+    assert [commit.record.revision for commit in commits] == list(range(1, 101))
+
+
+async def test_a_cancelled_write_is_told_of_once(store: Store, commits: list[Commit]) -> None:
+    writing = asyncio.create_task(store.write(record(1), audit=entry(1)))
+    await asyncio.sleep(0)  # it begins
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert await store.write(record(2))
+    assert commits == [Commit(record(1)), Commit(record(2))]
+    assert await store.read(BOARD) == record(2)
+    assert numbers(await store.audit(BOARD, limit=10)) == [1]
+
+
+# --- Forgetting --------------------------------------------------------------------------------------------------
+
+
+async def test_a_forgotten_meeting_is_gone_with_its_audit(store: Store) -> None:
+    await write_entries(store, 1, 2)
+    await write_entries(store, 3, room=OTHER)
+    assert await store.forget(BOARD, 2)
+    assert await store.read(BOARD) is None
+    assert await store.audit(BOARD, limit=10) == ()
+    assert await store.rooms() == (OTHER,)
+    assert numbers(await store.audit(OTHER, limit=10)) == [3]
+
+
+async def test_a_forgotten_meeting_can_begin_anew(store: Store) -> None:
+    await write_entries(store, 1, 2)
+    await store.forget(BOARD, 2)
+    assert not await store.write(record(3))
+    await write_entries(store, 7)
+    assert await store.read(BOARD) == record(1)
+    assert numbers(await store.audit(BOARD, limit=10)) == [7]
+
+
+@pytest.mark.parametrize("revision", [0, 1, 3])
+async def test_a_meeting_that_was_written_since_is_not_forgotten(store: Store, revision: int) -> None:
+    await write_entries(store, 1, 2)
+    assert not await store.forget(BOARD, revision)
+    assert await store.read(BOARD) == record(2)
+    assert numbers(await store.audit(BOARD, limit=10)) == [2, 1]
+
+
+async def test_a_meeting_that_is_not_kept_is_not_forgotten(store: Store) -> None:
+    assert not await store.forget(BOARD, 0)
+    assert not await store.forget(BOARD, 1)
+
+
+async def test_nobody_is_told_of_forgetting(store: Store, commits: list[Commit]) -> None:
+    await store.write(record(1))
+    await store.forget(BOARD, 1)
+    assert commits == [Commit(record(1))]
+
+
+async def test_of_a_write_and_forgetting_one_wins(store: Store) -> None:
+    await store.write(record(1))
+    written, forgotten = await asyncio.gather(store.write(record(2)), store.forget(BOARD, 1))
+    assert written
+    assert not forgotten
+    forgotten, written = await asyncio.gather(store.forget(BOARD, 2), store.write(record(3)))
+    assert forgotten
+    assert not written
+    assert await store.read(BOARD) is None
+
+
+# --- The audit ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_meeting_without_commands_has_no_audit(store: Store) -> None:
+    await store.write(record(1))
+    assert await store.audit(BOARD, limit=10) == ()
+    assert await store.audit(OTHER, limit=10) == ()
+
+
+async def test_the_audit_is_newest_first(store: Store) -> None:
+    await write_entries(store, 1, 2, 3)
+    assert await store.audit(BOARD, limit=10) == (entry(3), entry(2), entry(1))
+
+
+async def test_the_audit_is_of_one_meeting(store: Store) -> None:
+    await write_entries(store, 1, 3)
+    await write_entries(store, 2, 4, room=OTHER)
+    assert numbers(await store.audit(BOARD, limit=10)) == [3, 1]
+    assert numbers(await store.audit(OTHER, limit=10)) == [4, 2]
+
+
+async def test_the_audit_can_be_read_in_pages(store: Store) -> None:
+    await write_entries(store, 1, 2, 3, 4, 5)
+    first = await store.audit(BOARD, limit=2)
+    second = await store.audit(BOARD, limit=2, before=first[-1].command_id)
+    third = await store.audit(BOARD, limit=2, before=second[-1].command_id)
+    assert [numbers(page) for page in (first, second, third)] == [[5, 4], [3, 2], [1]]
+    assert await store.audit(BOARD, limit=2, before=third[-1].command_id) == ()
+
+
+async def test_nothing_comes_after_an_entry_that_is_not_kept(store: Store) -> None:
+    await write_entries(store, 1, 2)
+    await write_entries(store, 3, room=OTHER)
+    assert await store.audit(BOARD, limit=10, before=CommandId("c-3")) == ()
+    assert await store.audit(RoomId("never"), limit=10, before=CommandId("c-1")) == ()
+
+
+async def test_a_limit_of_0_is_nothing(store: Store) -> None:
+    await write_entries(store, 1)
+    assert await store.audit(BOARD, limit=0) == ()
+
+
+async def test_so_many_entries_of_a_meeting_are_kept_and_no_more(store: Store) -> None:
+    await write_entries(store, *range(1, AUDIT_ENTRIES + 4))
+    await write_entries(store, 1, room=OTHER)
+    assert numbers(await store.audit(BOARD, limit=100)) == [8, 7, 6, 5, 4]
+    assert await store.audit(BOARD, limit=100, before=CommandId("c-3")) == ()
+    assert numbers(await store.audit(OTHER, limit=100)) == [1]
+
+
+# --- Turns -------------------------------------------------------------------------------------------------------
+
+
+async def test_turns_are_exclusive_and_in_order(store: Store) -> None:
+    steps: list[tuple[int, str]] = []
+
+    async def take(number: int) -> None:
+        async with store.turn(BOARD):
+            steps.append((number, "begins"))
+            await asyncio.sleep(0)
+            steps.append((number, "ends"))
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*map(take, range(10)))
+    assert steps == [(number, step) for number in range(10) for step in ("begins", "ends")]
+
+
+async def test_meetings_do_not_wait_for_each_other(store: Store) -> None:
+    async with asyncio.timeout(5), store.turn(BOARD), store.turn(OTHER):
+        pass
+
+
+async def test_a_turn_that_failed_lets_the_next_begin(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with store.turn(BOARD):
+            raise ZeroDivisionError
+    async with asyncio.timeout(5), store.turn(BOARD):
+        pass
+
+
+async def test_whoever_stops_waiting_for_a_turn_holds_up_nobody(store: Store) -> None:
+    taken: list[str] = []
+
+    async def take(name: str) -> None:
+        async with store.turn(BOARD):
+            taken.append(name)
+
+    async with asyncio.timeout(5):
+        async with store.turn(BOARD):
+            impatient, patient = asyncio.create_task(take("impatient")), asyncio.create_task(take("patient"))
+            await asyncio.sleep(0)  # both wait
+            impatient.cancel()
+        await asyncio.gather(impatient, patient, return_exceptions=True)
+    assert taken == ["patient"]
+
+
+async def test_a_turn_does_not_hinder_reading_and_writing(store: Store) -> None:
+    async with store.turn(BOARD):
+        assert await store.write(record(1))
+        assert await store.read(BOARD) == record(1)
