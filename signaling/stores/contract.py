@@ -66,7 +66,7 @@ class Store(Protocol):
         """Get ready. Raises `StoreLocked` when another process holds what only one may hold."""
 
     async def close(self) -> None:
-        """Finish what was begun and let go of everything. Closing twice is fine."""
+        """Finish what was begun and let go of everything. Closing twice is fine; using it after that is not."""
 
     async def rooms(self) -> tuple[RoomId, ...]:
         """Every meeting that is kept, sorted."""
@@ -90,7 +90,11 @@ class Store(Protocol):
         """Drop a meeting and its audit, if `revision` is still the kept one; whether it was."""
 
     async def audit(self, room: RoomId, *, limit: int, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
-        """The newest entries of a meeting, newest first; `before` continues after the entry of that command."""
+        """
+        The newest entries of a meeting, newest first; `before` continues after the entry of that command.
+
+        Nothing follows an entry that is not kept (any more).
+        """
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on, in the event loop. It must not raise or wait."""

@@ -650,7 +650,7 @@ class FakeRoomService:
         wrong = known.wrong_at(time.time())
         if wrong is None:
             return known
-        return _invalid(authorization.removeprefix(_BEARER), wrong)
+        return _invalid(authorization.removeprefix(_BEARER), f"token has invalid claims: {wrong}")
 
     def _verify(self, token: str) -> "_Credentials | _Answer":
         """What is in the token, or the refusal of one that will never be right."""

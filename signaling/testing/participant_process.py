@@ -14,12 +14,13 @@ import traceback
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from livekit import rtc
-from livekit.rtc.participant import PublishTrackError
+from livekit.rtc.participant import PublishTrackError, UnpublishTrackError
 
 _RATE: Final = 48_000
 _AMPLITUDE: Final = 8_000
@@ -290,7 +291,8 @@ class _Participant:
         published = self._published.pop(source, None)
         if published is not None:
             await self._stop_feeding(published)
-            await self._connected.local_participant.unpublish_track(published.sid)
+            with suppress(UnpublishTrackError):  # taken away by LiveKit, or lost with it
+                await self._connected.local_participant.unpublish_track(published.sid)
 
     @staticmethod
     async def _stop_feeding(published: _Published) -> None:

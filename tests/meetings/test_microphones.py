@@ -50,8 +50,10 @@ async def test_a_restriction_is_heard_for_each_list_it_has(meeting: Stage) -> No
     await listener.silent("bob")
     await meeting.all_heard(alice, carol, since=time.monotonic())
 
+    changed_at = time.monotonic()
     await alice.send("enable_microphone_restrictions", unrestricted_participants=["bob"])
     await listener.silent("carol")
+    await bob.media.wait_for("permission_changed", identity="bob", since=changed_at)
     await bob.media.publish_microphone(440)
     await meeting.all_heard(alice, bob, since=time.monotonic())
 
@@ -59,7 +61,11 @@ async def test_a_restriction_is_heard_for_each_list_it_has(meeting: Stage) -> No
     await listener.silent("bob")
     await meeting.all_heard(alice, since=time.monotonic())
 
+    changed_at = time.monotonic()
     await alice.send("disable_microphone_restrictions")
+    await asyncio.gather(
+        *(actor.media.wait_for("permission_changed", identity=actor.id, since=changed_at) for actor in (bob, carol))
+    )
     await asyncio.gather(bob.media.publish_microphone(440), carol.media.publish_microphone(550))
     await meeting.all_heard(alice, bob, carol, since=time.monotonic())
 
@@ -114,7 +120,9 @@ async def test_a_role_works_both_ways_at_once_and_outlasts_a_new_ticket(meeting:
     await meeting.all_heard(bob)
     await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
     await listener.silent("bob")
+    granted_at = time.monotonic()
     await alice.session.receive("control", {"action": "grant_moderator_role", "target": "bob"})
+    await bob.media.wait_for("permission_changed", identity="bob", since=granted_at)
     await bob.media.publish_microphone(440)
     await meeting.all_heard(bob, since=time.monotonic())
 

@@ -23,8 +23,9 @@ async def test_revoking_ends_a_running_share_and_granting_lets_it_begin_again(me
     with pytest.raises(PublishRefused):
         await bob.media.publish_screen_share()
 
-    assert await alice.outcomes("grant_screen_share_permission", participants=["bob"]) == {"bob": "granted"}
     granted_at = time.monotonic()
+    assert await alice.outcomes("grant_screen_share_permission", participants=["bob"]) == {"bob": "granted"}
+    await bob.media.wait_for("permission_changed", identity="bob", since=granted_at)
     await bob.media.publish_screen_share()
     await listener.seen("bob", "screen_share", since=granted_at)
 
@@ -35,6 +36,7 @@ async def test_a_grant_goes_along_through_renewal_reconnect_and_breakout_and_bac
         with pytest.raises(PublishRefused):
             await bob.media.publish_screen_share()
         await alice.send("grant_screen_share_permission", participants=["bob"])
+        await bob.media.wait_for("permission_changed", identity="bob")
         main, red = await meeting.listener(), await meeting.listener("red")
         await bob.media.publish_screen_share()
         await main.seen("bob", "screen_share")

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+import jwt
 from livekit.protocol import models
 
 from signaling.livekit.embedded import EmbeddedServer
@@ -32,8 +33,11 @@ class Guest(Protocol):
 class Publisher(Protocol):
     """Somebody in a room, with media."""
 
-    async def publish(self, source: str) -> str: ...
-    async def unmute(self, source: str) -> None: ...
+    async def publish(self, source: str) -> str:
+        """Publish a track, and say its sid."""
+
+    async def unmute(self, source: str) -> None:
+        """Unmute what somebody else has muted."""
 
 
 class RoomDriver(Protocol):
@@ -121,6 +125,8 @@ class _RealPublisher:
         return await self._participant.publish(source)
 
     async def unmute(self, source: str) -> None:
+        # Its client would have nothing to do before it knows.
+        await self._participant.wait_for("track_muted", identity=self._participant.identity, source=source)
         await self._participant.unmute(source)
 
 
@@ -165,7 +171,5 @@ async def real_driver(path: Path) -> AsyncIterator[RoomDriver]:
 
 
 def _subject(token: str) -> str:
-    import jwt  # noqa: PLC0415
-
     subject: str = jwt.decode(token, options={"verify_signature": False})["sub"]
     return subject

@@ -10,7 +10,14 @@ from livekit.api import AccessToken, LiveKitAPI, ServerError, VideoGrants
 from livekit.api.room_service import RoomService
 from livekit.protocol import models
 from livekit.protocol import room as protocol
-from livekit.protocol.models import CAMERA, MICROPHONE, SCREEN_SHARE_AUDIO, ParticipantInfo, ParticipantPermission
+from livekit.protocol.models import (
+    CAMERA,
+    MICROPHONE,
+    SCREEN_SHARE,
+    SCREEN_SHARE_AUDIO,
+    ParticipantInfo,
+    ParticipantPermission,
+)
 
 from signaling.livekit.embedded import find
 from signaling.testing.participants import JoinRefused, participant_token
@@ -23,6 +30,7 @@ ALL = ["camera", "microphone", "screen_share", "screen_share_audio"]
 NOBODY_ANSWERS = (408, "canceled", "twirp error unknown: request canceled")
 NO_PARTICIPANT = (404, "not_found", "twirp error unknown: participant does not exist")
 NO_ROOM = (404, "not_found", "twirp error unknown: requested room does not exist")
+ADMIN = VideoGrants(room_admin=True, room=ROOM)
 DENIED = (401, "unauthenticated", "permissions denied")
 
 
@@ -194,15 +202,18 @@ async def test_where_livekit_asks_around_the_callers_patience_counts(service: Ro
     assert PATIENCE_MS / 1000 <= asyncio.get_running_loop().time() - began_at < 1
 
 
-@pytest.mark.parametrize("patience", [None, "5000", "for a while"])
-async def test_after_three_seconds_livekit_itself_gives_up(driver: RoomDriver, room: str, patience: str | None) -> None:
-    words = "twirp error unknown: no response from servers"
-    async with aiohttp.ClientSession(headers={} if patience is None else {"X-Twirp-Timeout-Ms": patience}) as http:
-        service = RoomService(http, driver.url, driver.api_key, driver.api_secret, failover=False)
-        began_at = asyncio.get_running_loop().time()
-        calls = (listing(service, "no-room"), service.mute_published_track(muting("nobody", "TR_x", room=room)))
-        assert await asyncio.gather(*map(refusal, calls)) == [(503, "unavailable", words)] * 2
-        assert 2.9 <= asyncio.get_running_loop().time() - began_at < 5
+async def test_after_three_seconds_livekit_itself_gives_up(driver: RoomDriver, room: str) -> None:
+    async def calls(patience: dict[str, str]) -> list[tuple[int, str, str]]:
+        async with aiohttp.ClientSession(headers=patience) as http:
+            service = RoomService(http, driver.url, driver.api_key, driver.api_secret, failover=False)
+            mute = service.mute_published_track(muting("nobody", "TR_x", room=room))
+            return list(await asyncio.gather(refusal(listing(service, "no-room")), refusal(mute)))
+
+    gave_up = (503, "unavailable", "twirp error unknown: no response from servers")
+    patient: list[dict[str, str]] = [{}, {"X-Twirp-Timeout-Ms": "5000"}, {"X-Twirp-Timeout-Ms": "for a while"}]
+    began_at = asyncio.get_running_loop().time()
+    assert await asyncio.gather(*map(calls, patient)) == [[gave_up, gave_up]] * 3
+    assert 2.9 <= asyncio.get_running_loop().time() - began_at < 5
 
 
 async def test_no_patience_at_all_is_an_answer_at_once(driver: RoomDriver) -> None:
@@ -216,20 +227,13 @@ async def test_no_patience_at_all_is_an_answer_at_once(driver: RoomDriver) -> No
 async def test_data_for_an_empty_room_is_fine(service: RoomService, room: str) -> None:
     await service.send_data(protocol.SendDataRequest(room=room, data=b"x"))
     words = "nonce should be 16-bytes or not present, got: 3 bytes"
-    with_nonce = protocol.SendDataRequest(room=room, data=b"x", nonce=b"abc")
-    # livekit-api puts a nonce of its own in its place, so the words are asked for without it.
-    assert await refusal(service._client.request(*_raw("SendData", with_nonce, service))) == (
-        400,
-        "invalid_argument",
-        words,
+    # `send_data` would put a nonce of its own in its place.
+    with_nonce = service._client.request(
+        *("RoomService", "SendData", protocol.SendDataRequest(room=room, data=b"x", nonce=b"abc")),
+        service._auth_header(ADMIN),
+        protocol.SendDataResponse,
     )
-
-
-def _raw(
-    method: str, request: protocol.SendDataRequest, service: RoomService
-) -> tuple[str, str, protocol.SendDataRequest, dict[str, str], type[protocol.SendDataResponse]]:
-    header = service._auth_header(VideoGrants(room_admin=True, room=request.room))
-    return "RoomService", method, request, header, protocol.SendDataResponse
+    assert await refusal(with_nonce) == (400, "invalid_argument", words)
 
 
 # --- Permissions -------------------------------------------------------------------------------------------------
@@ -239,7 +243,7 @@ async def test_a_permission_replaces_all_fields(driver: RoomDriver, service: Roo
     await driver.join(room, token_for(driver, room, "bob", ALL))
     before = await service.get_participant(who("bob"))
     assert before.permission == ParticipantPermission(
-        can_subscribe=True, can_publish=True, can_publish_sources=[1, 2, 3, 4]
+        can_subscribe=True, can_publish=True, can_publish_sources=[CAMERA, MICROPHONE, SCREEN_SHARE, SCREEN_SHARE_AUDIO]
     )
     permission = ParticipantPermission(can_publish=True, can_publish_sources=[CAMERA])
     updated = await service.update_participant(permitting("bob", permission))
@@ -366,14 +370,22 @@ async def test_a_mute_is_confirmed_and_lasts_until_the_client_unmutes(
     bob = await driver.join_with_media(room, token_for(driver, room, "bob"))
     sid = await bob.publish("microphone")
     await listed(service, "bob", lambda info: [track.muted for track in info.tracks] == [False])
-    for _ in ("once", "and once more"):
-        answer = await service.mute_published_track(muting("bob", sid))
-        assert (answer.track.sid, answer.track.muted) == (sid, True)
+    answer = await service.mute_published_track(muting("bob", sid))
+    assert (answer.track.sid, answer.track.muted) == (sid, True)
     await listed(service, "bob", lambda info: [track.muted for track in info.tracks] == [True])
     refused = (412, "failed_precondition", "twirp error unknown: remote unmute not enabled")
     assert await refusal(service.mute_published_track(muting("bob", sid, muted=False))) == refused
     await bob.unmute("microphone")
     await listed(service, "bob", lambda info: [track.muted for track in info.tracks] == [False])
+
+
+async def test_muting_what_is_muted_is_confirmed_too(driver: RoomDriver, service: RoomService, room: str) -> None:
+    bob = await driver.join_with_media(room, token_for(driver, room, "bob"))
+    sid = await bob.publish("microphone")
+    await listed(service, "bob", lambda info: bool(info.tracks))
+    for _ in ("once", "and once more"):
+        answer = await service.mute_published_track(muting("bob", sid))
+        assert (answer.track.sid, answer.track.muted) == (sid, True)
 
 
 async def test_muting_an_unknown_track_or_somebody_elses_is_answered_without_a_track(
@@ -453,6 +465,7 @@ async def test_who_was_removed_is_gone_at_once_and_may_come_back(
         ("egress", ParticipantInfo.EGRESS),
         ("agent", ParticipantInfo.AGENT),
     ],
+    ids=["standard", "sip", "egress", "agent"],
 )
 async def test_everybody_is_listed_whatever_they_are(
     driver: RoomDriver, service: RoomService, room: str, kind: AccessToken.ParticipantKind, number: int
@@ -476,7 +489,6 @@ async def test_a_token_that_says_nothing_allows_almost_everything(
 
 # --- Tokens ------------------------------------------------------------------------------------------------------
 
-ADMIN = VideoGrants(room_admin=True, room=ROOM)
 NO_GRANTS: list[VideoGrants] = [
     VideoGrants(),
     VideoGrants(room_admin=True, room="other"),
@@ -485,11 +497,11 @@ NO_GRANTS: list[VideoGrants] = [
 ]
 
 
-@pytest.mark.parametrize("grants", NO_GRANTS)
+@pytest.mark.parametrize("grants", NO_GRANTS, ids=["none", "of another room", "to join", "to create and list"])
 async def test_what_is_about_a_room_needs_its_admin(
     driver: RoomDriver, http: aiohttp.ClientSession, room: str, grants: VideoGrants
 ) -> None:
-    service = _with(driver, http, AccessToken(driver.api_key, driver.api_secret).with_grants(grants))
+    service = _with(driver, http, _token(driver, grants).with_identity("somebody"))
     calls: list[Awaitable[object]] = [
         listing(service, room),
         service.get_participant(who("bob")),
@@ -551,6 +563,7 @@ async def test_an_expired_token_has_a_minute_more(driver: RoomDriver, http: aioh
         (VideoGrants(room=ROOM), 60, "401: permissions denied"),
         (VideoGrants(room_join=True, room=ROOM), -90, "401: invalid token: .*, error: .*token is expired"),
     ],
+    ids=["no grant", "expired"],
 )
 async def test_joining_needs_a_valid_token_for_it(
     driver: RoomDriver, room: str, grants: VideoGrants, ttl_s: int, words: str
@@ -586,6 +599,7 @@ def _path(driver: RoomDriver, method: str) -> str:
             *(400, "malformed", "the protobuf request could not be decoded"),
         ),
     ],
+    ids=["unknown method", "not posted", "not protobuf", "garbage"],
 )
 async def test_what_is_no_call_is_refused(
     driver: RoomDriver,

@@ -1,0 +1,270 @@
+"""One WebSocket connection, from its ticket to its end."""
+
+import asyncio
+import dataclasses
+from collections.abc import Coroutine, Mapping
+from typing import Final, Protocol, assert_never
+
+import structlog
+from aiolimiter import AsyncLimiter
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from signaling import metrics
+from signaling.answers import answers
+from signaling.core.decisions import Refusal
+from signaling.core.participants import Kind
+from signaling.errors import MessageError, StoreError
+from signaling.messages import control, echo, livekit, moderation
+from signaling.messages.base import Event, Namespace, parse_payload
+from signaling.messages.envelope import Delivery, EnvelopeError, Frame, TransactionId, parse_frame
+from signaling.module import ModerationModule
+from signaling.rooms import new_command_id
+from signaling.server.outbox import Outbox
+from signaling.server.tickets import Ticket
+from signaling.session import CONTROL, MODERATION, EndReason, Session
+
+log = structlog.get_logger(__name__)
+
+MAX_RUNNING: Final = 128
+"""Commands of one connection without an answer yet; twice what a meeting lets wait."""
+_COMMANDS: Final[Mapping[Namespace, Mapping[str, object]]] = {
+    Namespace.LIVEKIT: livekit.COMMANDS,
+    Namespace.MODERATION: moderation.COMMANDS,
+    Namespace.CONTROL: control.COMMANDS,
+}
+
+
+class Spawn(Protocol):
+    """Starts a task that outlives the connection; whoever gives it waits for it in the end."""
+
+    def __call__(self, coroutine: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+        """Start it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What one connection may do.
+
+    Attributes:
+        rate_per_s: Commands a second, once `burst` of them were used; pings are free.
+        join_timeout_s: How long it may take to join.
+    """
+
+    rate_per_s: float
+    burst: int
+    join_timeout_s: float = 10
+
+
+class Connection:
+    """
+    One WebSocket connection, from its ticket to its end.
+
+    Reading never waits for a command: each runs in a task of its own, so that pings and tokens are answered meanwhile.
+    Commands take effect in the order in which they came, and all that is sent goes through one outbox, in order.
+    """
+
+    def __init__(
+        self,
+        socket: ServerConnection,
+        ticket: Ticket,
+        *,
+        module: ModerationModule,
+        outbox: Outbox,
+        limits: Limits,
+        spawn: Spawn,
+    ) -> None:
+        self._socket = socket
+        self._ticket = ticket
+        self._module = module
+        self._outbox = outbox
+        self._join_timeout_s = limits.join_timeout_s
+        self._limiter = AsyncLimiter(limits.burst, limits.burst / limits.rate_per_s)
+        self._spawn = spawn
+        self._session: Session | None = None
+        self._joining: asyncio.Task[None] | None = None
+        self._held_back: list[Delivery] | None = []
+        self._running: set[asyncio.Task[None]] = set()
+        self._last_timestamp = 0.0
+
+    async def run(self) -> None:
+        """Serve the client until the connection is closed, whoever closes it."""
+        deadline = asyncio.get_running_loop().call_later(self._join_timeout_s, self._check_joined)
+        is_leaving = False
+        try:
+            is_leaving = await self._read()
+        finally:
+            deadline.cancel()
+            await self._end(is_leaving=is_leaving)
+
+    # --- Reading -------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> bool:
+        """Read until the end; whether the client closed with 1000, which means leaving."""
+        while True:
+            try:
+                data = await self._socket.recv()
+            except ConnectionClosed as closed:
+                begun_by_client = closed.rcvd is not None and closed.rcvd_then_sent is not False
+                return begun_by_client and closed.rcvd is not None and closed.rcvd.code == CloseCode.NORMAL_CLOSURE
+            if isinstance(data, str):
+                await self._receive(data)
+            else:
+                self._answer(control.ControlError(error="invalid_json", detail="must be text"))
+            await asyncio.sleep(0)  # whoever sends without a pause takes turns with everybody else
+
+    async def _receive(self, text: str) -> None:
+        try:
+            frame = parse_frame(text)
+        except EnvelopeError as error:
+            self._answer(_envelope_error(error), error.transaction_id)
+            return
+        if frame.namespace is Namespace.ECHO:
+            self._answer(_pong(frame.payload), frame.transaction_id)
+        elif not self._limiter.has_capacity():
+            self._refuse(frame)
+        else:
+            await self._limiter.acquire()  # at once: there is capacity
+            if self._session is None:
+                self._receive_before_joining(frame)
+            elif len(self._running) >= MAX_RUNNING:
+                self._refuse(frame)
+            else:
+                self._run(self._session, frame)
+
+    def _run(self, session: Session, frame: Frame) -> None:
+        task = self._spawn(session.receive(frame.namespace.value, frame.payload, frame.transaction_id))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _refuse(self, frame: Frame) -> None:
+        """Refuse one command too many, in its own namespace, and with a `result` where one was asked for."""
+        payload = frame.payload
+        action = payload.get("action") if isinstance(payload, dict) else None
+        if not isinstance(action, str) or action not in _COMMANDS[frame.namespace]:
+            action = None
+        has_moderation = self._session is not None and self._session.has_moderation
+        with_result = has_moderation and frame.transaction_id is not None and frame.namespace is not Namespace.CONTROL
+        metrics.COMMANDS.labels(action or "unknown", "rate_limit_exceeded").inc()
+        refusal = Refusal("rate_limit_exceeded")
+        for event in answers(frame.namespace, action, new_command_id(), refusal, with_result=with_result):
+            self._answer(event, frame.transaction_id)
+
+    # --- Joining -------------------------------------------------------------------------------------------------
+
+    def _receive_before_joining(self, frame: Frame) -> None:
+        if frame.namespace is not Namespace.CONTROL:
+            self._answer(control.ControlError(error="not_yet_joined"), frame.transaction_id)
+            return
+        try:
+            command = parse_payload(frame.payload, control.COMMANDS)
+        except MessageError as error:
+            self._answer(control.ControlError(error="invalid_command", detail=str(error)), frame.transaction_id)
+            return
+        if not isinstance(command, control.Join):
+            self._answer(control.ControlError(error="not_yet_joined"), frame.transaction_id)
+        elif self._joining is not None:
+            self._answer(control.ControlError(error="already_joined"), frame.transaction_id)
+        else:
+            self._joining = self._spawn(self._join(command, frame.transaction_id))
+
+    async def _join(self, command: control.Join, transaction_id: TransactionId | None) -> None:
+        participant = self._ticket.participant
+        if participant.kind is Kind.GUEST and command.display_name is not None:
+            participant = dataclasses.replace(participant, display_name=command.display_name)
+        extensions = {CONTROL} | ({MODERATION} & set(command.extensions))
+        try:
+            session = await self._module.join(
+                self._ticket.room, participant, deliver=self._deliver, extensions=frozenset(extensions)
+            )
+        except StoreError as error:
+            log.error("store_failed", room=self._ticket.room, error=str(error))  # noqa: TRY400 - no bug, no traceback
+            await self._give_up(CloseCode.TRY_AGAIN_LATER, transaction_id)
+            return
+        except Exception:
+            log.exception("join_failed", room=self._ticket.room, participant=participant.id)
+            await self._give_up(CloseCode.INTERNAL_ERROR, transaction_id)
+            return
+        self._session = session
+        held_back, self._held_back = self._held_back or [], None
+        self._answer(session.join_success, transaction_id)
+        for delivery in held_back:
+            self._send(delivery)
+        session.ended.add_done_callback(self._on_ended)
+
+    async def _give_up(self, code: CloseCode, transaction_id: TransactionId | None) -> None:
+        self._answer(control.ControlError(error="internal"), transaction_id)
+        await self._close(code)
+
+    def _check_joined(self) -> None:
+        if self._session is None:
+            log.info("connection_not_joined", room=self._ticket.room, participant=self._ticket.participant.id)
+            self._spawn(self._close(CloseCode.POLICY_VIOLATION))
+
+    # --- Sending -------------------------------------------------------------------------------------------------
+
+    def _deliver(self, delivery: Delivery) -> None:
+        """Send what the module delivers; what comes before `join_success` waits for it."""
+        if self._held_back is None:
+            self._send(delivery)
+        else:
+            self._held_back.append(delivery)
+
+    def _answer(self, event: Event, transaction_id: TransactionId | None = None) -> None:
+        self._send(Delivery(event, self._module.timestamp(), transaction_id))
+
+    def _send(self, delivery: Delivery) -> None:
+        if delivery.timestamp < self._last_timestamp:  # it was held back while something else went out
+            delivery = Delivery(delivery.event, self._last_timestamp, delivery.transaction_id)
+        self._last_timestamp = delivery.timestamp
+        self._outbox.put(self._socket, delivery)
+
+    # --- Ending --------------------------------------------------------------------------------------------------
+
+    def _on_ended(self, _ended: "asyncio.Future[EndReason]") -> None:
+        self._spawn(self._close(CloseCode.NORMAL_CLOSURE))
+
+    async def _close(self, code: CloseCode) -> None:
+        self._outbox.flush()
+        await self._socket.close(code)
+
+    async def _end(self, *, is_leaving: bool) -> None:
+        """The connection is gone. Commands that run go on; the place goes with a 1000 of the client, else is kept."""
+        if self._joining is not None:
+            await asyncio.wait({self._joining})
+        session = self._session
+        if session is None:
+            return
+        try:
+            if is_leaving:
+                await session.leave()
+            else:
+                await session.disconnect()
+        except StoreError as error:
+            log.error("store_failed", room=session.room, error=str(error))  # noqa: TRY400 - no bug, no traceback
+
+
+def _pong(payload: object) -> Event:
+    try:
+        parse_payload(payload, echo.COMMANDS)
+    except MessageError as error:
+        return echo.EchoError(error="invalid_command", detail=str(error))
+    return echo.Pong()
+
+
+def _envelope_error(error: EnvelopeError) -> Event:
+    if error.code != "invalid_command":
+        return control.ControlError(error=error.code, detail=error.detail)
+    match error.namespace:
+        case Namespace.LIVEKIT:
+            return livekit.LiveKitError(error=error.code, detail=error.detail)
+        case Namespace.MODERATION:
+            return moderation.ModerationError(error=error.code, detail=error.detail)
+        case Namespace.CONTROL:
+            return control.ControlError(error=error.code, detail=error.detail)
+        case Namespace.ECHO:
+            return echo.EchoError(error=error.code, detail=error.detail)
+        case _:
+            assert_never(error.namespace)

@@ -1,0 +1,170 @@
+"""Who may open a connection: path, origin, subprotocol and ticket, in this order."""
+
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import structlog
+from websockets.asyncio.server import ServerConnection
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
+from websockets.headers import parse_subprotocol
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from signaling.server.tickets import InvalidTicket, Ticket, Tickets
+
+log = structlog.get_logger(__name__)
+
+PATH: Final = "/signaling"
+SUBPROTOCOL: Final = Subprotocol("opentalk-signaling-json-v1.0")
+TICKET_PREFIX: Final = "ticket#"
+
+RefusalCode = Literal["not_found", "missing_protocol", "invalid_protocol", "missing_ticket", "invalid_ticket", "origin"]
+STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
+    "not_found": HTTPStatus.NOT_FOUND,
+    "missing_protocol": HTTPStatus.BAD_REQUEST,
+    "invalid_protocol": HTTPStatus.BAD_REQUEST,
+    "missing_ticket": HTTPStatus.UNAUTHORIZED,
+    "invalid_ticket": HTTPStatus.UNAUTHORIZED,
+    "origin": HTTPStatus.FORBIDDEN,
+}
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Refused(Exception):
+    """The handshake fails with this code."""
+
+    def __init__(self, code: RefusalCode, reason: str = "") -> None:
+        super().__init__(reason or code)
+        self.code = code
+
+
+class Origins:
+    """
+    Which pages a browser may connect from.
+
+    Args:
+        allowed: Origins such as `https://meet.example.org`; `None` for whatever comes from `host`, by any port.
+        host: Where the server listens.
+    """
+
+    def __init__(self, allowed: frozenset[str] | None, host: str) -> None:
+        self._allowed = None if allowed is None else {_parse_origin(origin) for origin in allowed}
+        self._hosts = _LOOPBACK if host.lower() in _LOOPBACK else frozenset({host.lower()})
+
+    def allow(self, origins: Sequence[str]) -> bool:
+        """Whether a request with these `Origin` headers may connect; only browsers send one."""
+        if not origins:
+            return True
+        origin = _parse_origin(origins[0])
+        if origin is None or len(origins) > 1:
+            return False
+        return origin[1] in self._hosts if self._allowed is None else origin in self._allowed
+
+
+class Handshake:
+    """
+    Checks each request, uses its ticket up when everything else is right, and answers refusals in JSON.
+
+    It is made of callbacks of `websockets.asyncio.server.serve`.
+    """
+
+    def __init__(self, tickets: Tickets, origins: Origins) -> None:
+        self._tickets = tickets
+        self._origins = origins
+        self._verified: dict[ServerConnection, Ticket] = {}
+
+    def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Refuse, or keep the ticket for `process_response`."""
+        try:
+            if request.path.partition("?")[0] != PATH:
+                raise Refused("not_found")
+            if not self._origins.allow(request.headers.get_all("Origin")):
+                raise Refused("origin")
+            ticket = self._tickets.verify(_ticket_of(request.headers))
+        except InvalidTicket as error:
+            return _refusal("invalid_ticket", str(error))
+        except Refused as refused:
+            return _refusal(refused.code, str(refused))
+        self._verified[connection] = ticket
+        return None
+
+    def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> Response | None:
+        """Use the ticket up if this becomes a connection; another one may have been quicker."""
+        ticket = self._verified.get(connection)
+        if ticket is None:
+            return None
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            del self._verified[connection]
+            return None
+        try:
+            self._tickets.use(ticket)
+        except InvalidTicket as error:
+            del self._verified[connection]
+            return _refusal("invalid_ticket", str(error))
+        return None
+
+    @staticmethod
+    def select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+        """Name the protocol, never the ticket; nothing if the client offered nothing."""
+        return SUBPROTOCOL if SUBPROTOCOL in offered else None
+
+    def take_ticket(self, connection: ServerConnection) -> Ticket:
+        """Hand over what was verified for a connection that is open now."""
+        return self._verified.pop(connection)
+
+    def forget(self, connection: ServerConnection) -> None:
+        """Keep nothing of a connection that is gone."""
+        self._verified.pop(connection, None)
+
+
+def _ticket_of(headers: Headers) -> str:
+    try:
+        offers = [offer for value in headers.get_all("Sec-WebSocket-Protocol") for offer in parse_subprotocol(value)]
+    except InvalidHeader:
+        # Not chained, and not left to the library: its message repeats the header.
+        raise Refused("invalid_protocol") from None
+    protocols = {offer for offer in offers if not offer.startswith(TICKET_PREFIX)}
+    tickets = {offer.removeprefix(TICKET_PREFIX) for offer in offers if offer.startswith(TICKET_PREFIX)}
+    credentials = [value.partition(" ") for value in headers.get_all("Authorization")]
+    bearers = {value.strip() for scheme, _, value in credentials if scheme.lower() == "bearer"}
+    if protocols and SUBPROTOCOL not in protocols:
+        raise Refused("invalid_protocol")
+    if not protocols and not bearers:
+        raise Refused("missing_protocol")
+    found = (tickets | bearers) - {""}
+    if not found:
+        raise Refused("missing_ticket")
+    if len(found) > 1:
+        raise Refused("invalid_ticket", "more than one ticket")
+    return found.pop()
+
+
+def _refusal(code: RefusalCode, reason: str) -> Response:
+    log.info("connection_refused", error=code, reason=reason)
+    body = json.dumps({"error": code}).encode()
+    headers = Headers(
+        [
+            ("Connection", "close"),
+            ("Content-Length", str(len(body))),
+            ("Content-Type", "application/json"),
+            ("Cache-Control", "no-store"),
+        ]
+    )
+    return Response(STATUS[code].value, STATUS[code].phrase, headers, body)
+
+
+def _parse_origin(origin: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port; `None` for what is none, such as `null`."""
+    try:
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme]

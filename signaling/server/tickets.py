@@ -1,0 +1,257 @@
+"""Tickets: what a controller signs so that somebody may connect, once."""
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+from uuid import uuid4
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+
+from signaling.core.participants import Kind, Participant, Role
+from signaling.errors import ConfigurationError, InvalidParticipant, SignalingError
+from signaling.identifiers import BreakoutId, ParticipantId, RoomId
+from signaling.identifiers import parse_breakout_id as to_breakout_id
+from signaling.identifiers import parse_participant_id as to_participant_id
+from signaling.identifiers import parse_room_id as to_room_id
+from signaling.messages.control import DisplayName
+from signaling.settings import TicketAlgorithm
+
+AUDIENCE: Final = "livekit-moderation"
+LIFETIME_S: Final = 60
+"""What may lie between `iat` and `exp` at most."""
+LEEWAY_S: Final = 30
+"""By how much the controller's clock may differ from ours."""
+SETTING: Final = "MODERATION_TICKET_KEY"
+
+_SECRET_BYTES: Final = 32
+_RSA_BITS: Final = 2_048
+_MAX_LENGTH: Final = 8_192
+
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+
+
+class InvalidTicket(SignalingError):
+    """A ticket that lets nobody in; the message says why and repeats nothing of it."""
+
+
+Seconds = Annotated[float, Field(ge=0, le=2**53, allow_inf_nan=False)]
+"""A `NumericDate`."""
+
+
+class _Claims(BaseModel):
+    """What a ticket says, beyond which it may say anything."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    aud: str | list[str]
+    sub: Annotated[ParticipantId, AfterValidator(to_participant_id)]
+    room: Annotated[RoomId, AfterValidator(to_room_id)]
+    name: DisplayName
+    role: Role
+    kind: Kind
+    breakout: Annotated[BreakoutId, AfterValidator(to_breakout_id)] | None = None
+    jti: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    iat: Seconds
+    exp: Seconds
+    nbf: Seconds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """
+    Who may connect, and to which meeting.
+
+    Attributes:
+        id: Its `jti`.
+        expires_at: Its `exp`.
+    """
+
+    participant: Participant
+    room: RoomId
+    id: str
+    expires_at: float
+
+
+class Tickets:
+    """
+    Checks tickets, and remembers those that were used for as long as they would be valid.
+
+    Args:
+        key: A secret of 32 bytes or more for HS256, else a public key in PEM.
+        algorithm: The one that is accepted, whatever a ticket says of itself.
+        clock: Seconds since the epoch.
+
+    Raises:
+        ConfigurationError: The key does not suit the algorithm.
+    """
+
+    def __init__(
+        self, key: SecretStr | str, algorithm: TicketAlgorithm, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._key = _verifying_key(_text(key), algorithm)
+        self._algorithm = algorithm
+        self._clock = clock
+        self._signatures = jwt.PyJWS()
+        self._used: set[str] = set()
+        self._forget: list[tuple[float, str]] = []
+
+    def verify(self, text: str) -> Ticket:
+        """
+        Check a ticket without using it up.
+
+        Raises:
+            InvalidTicket: It lets nobody in, or was used before.
+        """
+        claims = self._claims(text)
+        now = self._clock()
+        if AUDIENCE not in ([claims.aud] if isinstance(claims.aud, str) else claims.aud):
+            raise InvalidTicket("is for somebody else: aud")
+        if not 0 < claims.exp - claims.iat <= LIFETIME_S:
+            raise InvalidTicket(f"must be valid for {LIFETIME_S} s at most: iat, exp")
+        if claims.exp + LEEWAY_S < now:
+            raise InvalidTicket("has expired: exp")
+        if max(claims.iat, claims.nbf or 0) - LEEWAY_S > now:
+            raise InvalidTicket("is not valid yet: iat, nbf")
+        try:
+            participant = Participant(
+                claims.sub, role=claims.role, kind=claims.kind, display_name=claims.name, breakout=claims.breakout
+            )
+        except InvalidParticipant as error:
+            raise InvalidTicket("gives a role that their kind cannot have: role, kind") from error
+        ticket = Ticket(participant, claims.room, claims.jti, claims.exp)
+        self._check_unused(ticket, now)
+        return ticket
+
+    def use(self, ticket: Ticket) -> None:
+        """
+        Use a verified ticket up.
+
+        Raises:
+            InvalidTicket: It was used before.
+        """
+        self._check_unused(ticket, self._clock())
+        self._used.add(ticket.id)
+        heapq.heappush(self._forget, (ticket.expires_at + LEEWAY_S, ticket.id))
+
+    def _check_unused(self, ticket: Ticket, now: float) -> None:
+        while self._forget and self._forget[0][0] < now:
+            self._used.discard(heapq.heappop(self._forget)[1])
+        if ticket.id in self._used:
+            raise InvalidTicket("was used before: jti")
+
+    def _claims(self, text: str) -> _Claims:
+        if len(text) > _MAX_LENGTH:
+            raise InvalidTicket("is too long")
+        try:
+            payload = self._signatures.decode(text, self._key, algorithms=[self._algorithm])
+            return _Claims.model_validate_json(payload)
+        except ValidationError as error:
+            where = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
+            # The cause would hold what was sent.
+            raise InvalidTicket(f"has a wrong claim: {where[0] if where else 'no object'}") from None
+        except (jwt.PyJWTError, ValueError, RecursionError):  # the last two: what is no JSON text, or nested without end
+            raise InvalidTicket(f"is not signed by {self._algorithm} with the key that is set") from None
+
+
+def make_ticket(
+    key: SecretStr | str,
+    algorithm: TicketAlgorithm,
+    participant: Participant,
+    room: RoomId,
+    *,
+    now: float | None = None,
+    lifetime_s: int = LIFETIME_S,
+) -> str:
+    """
+    Sign a ticket, as a controller does.
+
+    Args:
+        key: The secret for HS256, else the private key in PEM.
+        now: Seconds since the epoch.
+
+    Raises:
+        ConfigurationError: The key cannot sign by this algorithm.
+    """
+    issued_at = int(time.time() if now is None else now)
+    claims = {
+        "aud": AUDIENCE,
+        "sub": participant.id,
+        "room": room,
+        "name": participant.display_name or participant.id[:100],
+        "role": participant.role.value,
+        "kind": participant.kind.value,
+        "jti": uuid4().hex,
+        "iat": issued_at,
+        "exp": issued_at + lifetime_s,
+    }
+    if participant.breakout is not None:
+        claims["breakout"] = participant.breakout
+    return jwt.encode(claims, _signing_key(_text(key), algorithm), algorithm=algorithm)
+
+
+def _text(key: SecretStr | str) -> str:
+    text = key.get_secret_value() if isinstance(key, SecretStr) else key
+    if text.startswith(("http://", "https://")):
+        raise ConfigurationError(f"{SETTING}: key sets are not supported; it must be the key itself, not a URL")
+    return text
+
+
+def _verifying_key(text: str, algorithm: TicketAlgorithm) -> bytes | PublicKey:
+    if algorithm == "HS256":
+        return _secret(text)
+    key: object = None
+    try:
+        key = load_pem_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        pass
+    match algorithm, key:
+        case "RS256", rsa.RSAPublicKey() if key.key_size >= _RSA_BITS:
+            return key
+        case "ES256", ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
+            return key
+        case "EdDSA", ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+            return key
+    raise ConfigurationError(f"{SETTING}: {algorithm} needs {_NEEDED[algorithm]} in PEM, the public one")
+
+
+def _signing_key(text: str, algorithm: TicketAlgorithm) -> bytes | PrivateKey:
+    if algorithm == "HS256":
+        return _secret(text)
+    if "PUBLIC KEY-----" in text:
+        raise ConfigurationError(f"{SETTING}: a public key cannot sign; tickets are made with the private one")
+    key: object = None
+    try:
+        key = load_pem_private_key(text.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
+        pass
+    match algorithm, key:
+        case "RS256", rsa.RSAPrivateKey() if key.key_size >= _RSA_BITS:
+            return key
+        case "ES256", ec.EllipticCurvePrivateKey() if isinstance(key.curve, ec.SECP256R1):
+            return key
+        case "EdDSA", ed25519.Ed25519PrivateKey() | ed448.Ed448PrivateKey():
+            return key
+    raise ConfigurationError(f"{SETTING}: to sign by {algorithm}, it must be {_NEEDED[algorithm]} in PEM, the private one")
+
+
+def _secret(text: str) -> bytes:
+    secret = text.encode()
+    if "-----BEGIN" in text:
+        raise ConfigurationError(f"{SETTING}: HS256 needs a secret, not a key in PEM; see MODERATION_TICKET_ALGORITHM")
+    if len(secret) < _SECRET_BYTES:
+        raise ConfigurationError(f"{SETTING}: must be a secret of {_SECRET_BYTES} bytes or more")
+    return secret
+
+
+_NEEDED: Final = {
+    "RS256": f"an RSA key of {_RSA_BITS:,} bits or more",
+    "ES256": "a P-256 key",
+    "EdDSA": "an Ed25519 or Ed448 key",
+}

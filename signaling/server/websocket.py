@@ -1,0 +1,145 @@
+"""The WebSocket that clients connect to."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.frames import CloseCode
+
+from signaling import metrics
+from signaling.messages.envelope import MAX_FRAME_BYTES
+from signaling.module import ModerationModule
+from signaling.server.addresses import cannot_listen, url_of
+from signaling.server.connection import Connection, Limits
+from signaling.server.handshake import PATH, Handshake, Origins
+from signaling.server.outbox import MAX_UNREAD_BYTES, Outbox
+from signaling.server.tickets import Tickets
+from signaling.settings import HostPort
+
+log = structlog.get_logger(__name__)
+
+PING_INTERVAL_S: Final = 15
+PING_TIMEOUT_S: Final = 5
+CLOSE_TIMEOUT_S: Final = 5
+"""How long a client has to answer a close."""
+STOP_S: Final = 1.0
+"""How long all of them have when the server stops, and how long what is running then has after that."""
+_BACKLOG: Final = 1_024
+
+
+class WebSocketServer:
+    """
+    Listens for clients, from entering to leaving its `async with`; closes all connections with 1012 when it stops.
+
+    Args:
+        origins: From where browsers may connect.
+
+    Raises:
+        ConfigurationError: It cannot listen there; raised when entered.
+    """
+
+    def __init__(
+        self, address: HostPort, module: ModerationModule, tickets: Tickets, origins: Origins, limits: Limits
+    ) -> None:
+        self._address = address
+        self._module = module
+        self._handshake = Handshake(tickets, origins)
+        self._limits = limits
+        self._outbox = Outbox()
+        self._server: Server | None = None
+        self._open: set[ServerConnection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._server = await serve(
+                self._serve,
+                self._address.host,
+                self._address.port,
+                process_request=self._handshake.process_request,
+                process_response=self._handshake.process_response,
+                select_subprotocol=self._handshake.select_subprotocol,
+                create_connection=self._track,
+                compression=None,
+                max_size=MAX_FRAME_BYTES,
+                # Nobody waits for a full buffer, not even the library's own pings: who does not read is cut off.
+                write_limit=2 * MAX_UNREAD_BYTES,
+                ping_interval=PING_INTERVAL_S,
+                ping_timeout=PING_TIMEOUT_S,
+                close_timeout=CLOSE_TIMEOUT_S,
+                server_header=None,
+                backlog=_BACKLOG,
+                logger=_quiet_logger(),
+            )
+        except OSError as error:
+            raise cannot_listen("MODERATION_LISTEN", self._address, error) from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether clients may connect."""
+        return self._server is not None and self._server.is_serving()
+
+    @property
+    def url(self) -> str:
+        """What clients connect to, with the real port."""
+        if self._server is None:
+            raise RuntimeError("WebSocketServer is used outside its `async with`")
+        return f"{url_of('ws', self._address, self._server.sockets[0].getsockname())}{PATH}"
+
+    async def close(self) -> None:
+        """Close all connections with 1012, which keeps their places; takes two seconds at most, whatever clients do."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close(close_connections=False)
+        self._outbox.flush()
+        closing = [asyncio.create_task(each.close(CloseCode.SERVICE_RESTART)) for each in server.connections]
+        closed = asyncio.create_task(server.wait_closed())
+        everything = [closed, *closing]
+        await asyncio.wait(everything, timeout=STOP_S)
+        for connection in tuple(self._open):
+            connection.transport.abort()
+        running = {*everything, *self._serving, *self._tasks}
+        _, unfinished = await asyncio.wait(running, timeout=STOP_S)
+        if unfinished:
+            log.warning("stopped_meanwhile", tasks=len(unfinished))
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def _track(self, *arguments: object, **options: object) -> ServerConnection:
+        raise NotImplementedError
+
+    async def _serve(self, socket: ServerConnection) -> None:
+        ticket = self._handshake.take_ticket(socket)
+        connection = Connection(
+            socket, ticket, module=self._module, outbox=self._outbox, limits=self._limits, spawn=self._spawn
+        )
+        metrics.CONNECTIONS.inc()
+        try:
+            await connection.run()
+        finally:
+            metrics.CONNECTIONS.dec()
+
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task_failed", exc_info=error)
