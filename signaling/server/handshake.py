@@ -38,8 +38,8 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 class Refused(Exception):
     """The handshake fails with this code."""
 
-    def __init__(self, code: RefusalCode, reason: str = "") -> None:
-        super().__init__(reason or code)
+    def __init__(self, code: RefusalCode) -> None:
+        super().__init__(code)
         self.code = code
 
 
@@ -80,17 +80,16 @@ class Handshake:
 
     def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse, or keep the ticket for `process_response`."""
+        if request.path.partition("?")[0] != PATH:
+            return _refusal("not_found")
+        if not self._origins.allow(request.headers.get_all("Origin")):
+            return _refusal("origin")
         try:
-            if request.path.partition("?")[0] != PATH:
-                raise Refused("not_found")
-            if not self._origins.allow(request.headers.get_all("Origin")):
-                raise Refused("origin")
-            ticket = self._tickets.verify(_ticket_of(request.headers))
+            self._verified[connection] = self._tickets.verify(_ticket_of(request.headers))
         except InvalidTicket as error:
             return _refusal("invalid_ticket", str(error))
         except Refused as refused:
-            return _refusal(refused.code, str(refused))
-        self._verified[connection] = ticket
+            return _refusal(refused.code)
         return None
 
     def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> Response | None:
@@ -140,11 +139,11 @@ def _ticket_of(headers: Headers) -> str:
     if not found:
         raise Refused("missing_ticket")
     if len(found) > 1:
-        raise Refused("invalid_ticket", "more than one ticket")
+        raise InvalidTicket("is not the only one")
     return found.pop()
 
 
-def _refusal(code: RefusalCode, reason: str) -> Response:
+def _refusal(code: RefusalCode, reason: str | None = None) -> Response:
     log.info("connection_refused", error=code, reason=reason)
     body = json.dumps({"error": code}).encode()
     headers = Headers(

@@ -1,5 +1,6 @@
 """Tickets: what a controller signs so that somebody may connect, once."""
 
+import contextlib
 import heapq
 import time
 from collections.abc import Callable
@@ -156,7 +157,11 @@ class Tickets:
             where = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
             # The cause would hold what was sent.
             raise InvalidTicket(f"has a wrong claim: {where[0] if where else 'no object'}") from None
-        except (jwt.PyJWTError, ValueError, RecursionError):  # the last two: what is no JSON text, or nested without end
+        except (
+            jwt.PyJWTError,
+            ValueError,
+            RecursionError,
+        ):  # the last two: what is no JSON text, or nested without end
             raise InvalidTicket(f"is not signed by {self._algorithm} with the key that is set") from None
 
 
@@ -207,10 +212,8 @@ def _verifying_key(text: str, algorithm: TicketAlgorithm) -> bytes | PublicKey:
     if algorithm == "HS256":
         return _secret(text)
     key: object = None
-    try:
+    with contextlib.suppress(ValueError, UnsupportedAlgorithm):  # told below, with what it should have been
         key = load_pem_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        pass
     match algorithm, key:
         case "RS256", rsa.RSAPublicKey() if key.key_size >= _RSA_BITS:
             return key
@@ -227,10 +230,8 @@ def _signing_key(text: str, algorithm: TicketAlgorithm) -> bytes | PrivateKey:
     if "PUBLIC KEY-----" in text:
         raise ConfigurationError(f"{SETTING}: a public key cannot sign; tickets are made with the private one")
     key: object = None
-    try:
+    with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
         key = load_pem_private_key(text.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
-        pass
     match algorithm, key:
         case "RS256", rsa.RSAPrivateKey() if key.key_size >= _RSA_BITS:
             return key
@@ -238,7 +239,9 @@ def _signing_key(text: str, algorithm: TicketAlgorithm) -> bytes | PrivateKey:
             return key
         case "EdDSA", ed25519.Ed25519PrivateKey() | ed448.Ed448PrivateKey():
             return key
-    raise ConfigurationError(f"{SETTING}: to sign by {algorithm}, it must be {_NEEDED[algorithm]} in PEM, the private one")
+    raise ConfigurationError(
+        f"{SETTING}: to sign by {algorithm}, it must be {_NEEDED[algorithm]} in PEM, the private one"
+    )
 
 
 def _secret(text: str) -> bytes:

@@ -498,10 +498,10 @@ class FakeRoomService:
 
     async def offline(self) -> None:
         """Cut every connection and refuse new ones, until `online`."""
-        await self._cut()
-        self._held_port = _bind(
-            self._known_port
-        )  # bound and not listening: connections are refused, the port stays ours
+        if self._held_port is None:
+            await self._cut()
+            # Bound and not listening, so connections are refused and the port stays ours.
+            self._held_port = _bind(self._known_port)
 
     async def online(self) -> None:
         """Listen again, on the same port."""

@@ -729,10 +729,9 @@ class SignalOnlyParticipant:
                 refused = response.request_response
                 answered = self._asked.get(refused.add_track.cid)
                 if answered is not None and not answered.done():
+                    source = models.TrackSource.Name(refused.add_track.source).lower()
                     why = signaling_protocol.RequestResponse.Reason.Name(refused.reason)
-                    answered.set_exception(
-                        PublishRefused(f"{self.identity} may not publish {refused.add_track.cid}: {why}")
-                    )
+                    answered.set_exception(PublishRefused(f"{self.identity} may not publish {source}: {why}"))
             case _:
                 pass
 

@@ -276,14 +276,10 @@ async def test_every_change_is_told_whoever_brought_it_about(fake: FakeRoomServi
     fake.observe(changes.append)
 
     def told() -> list[tuple[str, str, str]]:
-        told = [
-            (
-                each.happening,
-                each.participant.identity if each.participant else "",
-                each.track.sid if each.track else "",
-            )
-            for each in changes
-        ]
+        told: list[tuple[str, str, str]] = []
+        for each in changes:
+            identity = "" if each.participant is None else each.participant.identity
+            told.append((each.happening, identity, "" if each.track is None else each.track.sid))
         changes.clear()
         return told
 

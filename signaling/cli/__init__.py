@@ -1,0 +1,37 @@
+"""The command `livekit-moderation`."""
+
+import argparse
+from collections.abc import Sequence
+
+import signaling
+from signaling.cli.demo import add_demo_parser
+from signaling.cli.serve import add_serve_parser
+from signaling.cli.server_commands import add_server_parser
+from signaling.cli.ticket import add_ticket_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    Args:
+        argv: Without the program's name; of the process if left out.
+
+    Returns:
+        The exit status: 0, 1 for what failed, 2 for wrong arguments or settings.
+    """
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="livekit-moderation", description=signaling.__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {signaling.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Each adds its own, and sets `run`, which takes the arguments and returns an exit status.
+    add_demo_parser(commands)
+    add_serve_parser(commands)
+    add_ticket_parser(commands)
+    add_server_parser(commands)
+    return parser

@@ -1,0 +1,26 @@
+"""`livekit-moderation demo`."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_demo_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `demo` to the command line."""
+    parser = subparsers.add_parser("demo", help="a meeting to look at and moderate")
+    parser.add_argument("--once", action="store_true", help="end after the tour; exit status 0 only if all came true")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: "argparse.Namespace") -> int:
+    # Everything below takes half a second to import, which other commands need not wait for.
+    from rich.console import Console  # noqa: PLC0415
+
+    from signaling.cli.performance import perform  # noqa: PLC0415
+
+    try:
+        return asyncio.run(perform(Console(highlight=False), once=arguments.once))
+    except KeyboardInterrupt:
+        return 0

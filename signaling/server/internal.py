@@ -1,0 +1,103 @@
+"""HTTP for whoever runs the server: health and metrics."""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from signaling.errors import StoreError
+from signaling.module import ModerationModule
+from signaling.server.addresses import cannot_listen, url_of
+from signaling.settings import HostPort
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES: Final = 64 * 1024
+_STORE_TIMEOUT_S: Final = 2
+_SHUTDOWN_S: Final = 1
+
+
+class InternalServer:
+    """
+    `/healthz`, `/readyz` and `/metrics`, from entering to leaving its `async with`.
+
+    Args:
+        is_listening: Whether clients may connect.
+
+    Raises:
+        ConfigurationError: It cannot listen there; raised when entered.
+    """
+
+    def __init__(self, address: HostPort, module: ModerationModule, is_listening: Callable[[], bool]) -> None:
+        self._address = address
+        self._module = module
+        self._is_listening = is_listening
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._address.host, self._address.port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise cannot_listen("MODERATION_INTERNAL_LISTEN", self._address, error) from error
+        self._runner = runner
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where it answers, with the real port."""
+        if self._runner is None:
+            raise RuntimeError("InternalServer is used outside its `async with`")
+        return url_of("http", self._address, self._runner.addresses[0])
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        """Whether clients may come. LiveKit is told of and counts for nothing: what it misses is made up for."""
+        listening = self._is_listening()
+        store = listening and await self._store_answers()
+        ready = listening and store
+        return web.json_response(
+            {
+                "status": "ready" if ready else "unavailable",
+                "listening": listening,
+                "store": store,
+                "livekit": self._module.livekit_answers,
+            },
+            status=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
+        )
+
+    async def _store_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(_STORE_TIMEOUT_S):
+                await self._module.check_store()
+        except (StoreError, TimeoutError) as error:
+            log.warning("store_failed", error=str(error) or "no answer in time")
+            return False
+        return True
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
