@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from signaling.server.logs import configure_logging
-from signaling.server.server import ModerationServer
 
 from signaling.cli.tour import ROOM, STEPS, Cast, Line, cast
 from signaling.core.participants import Kind, Participant, Role
 from signaling.errors import SignalingError
 from signaling.identifiers import ParticipantId, RoomId
 from signaling.livekit.installation import find, install
+from signaling.server.logs import configure_logging
+from signaling.server.server import ModerationServer
 from signaling.server.tickets import make_ticket
 from signaling.settings import ServerSettings
 from signaling.testing.ticket_desk import TicketDesk

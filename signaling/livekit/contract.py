@@ -68,4 +68,9 @@ class MediaServer(Protocol):
         """
 
     async def remove(self, room: LiveKitRoom, identity: Identity) -> None:
-        """Disconnect an identity. One that is gone already is fine."""
+        """
+        Disconnect an identity. One that is gone already is fine.
+
+        Raises:
+            ParticipantGone: They are perhaps gone: LiveKit found nobody who would answer for them.
+        """

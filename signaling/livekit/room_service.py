@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
 from typing import Final, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import aiohttp
 import structlog
@@ -16,7 +16,7 @@ from livekit.api import AccessToken, LiveKitAPI, ServerError, VideoGrants
 from livekit.api.room_service import RoomService as Client
 from livekit.protocol import models
 from livekit.protocol import room as protocol
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+from tenacity import AsyncRetrying, retry_if_not_exception_type, wait_exponential
 
 from signaling import metrics
 from signaling.core.effects import Permission, Presence, Priority, Track
@@ -95,11 +95,12 @@ def map_error(error: BaseException) -> MediaServerError:
             # Not LiveKit's words: a proxy in front of it says that nothing is behind.
             return MediaServerUnavailable(f"a gateway answered {status}")
         case ServerError():
-            kind = ERRORS.get(error.code, MediaServerRejected)
+            kind = ERRORS.get(str(error.code), MediaServerRejected)
             return kind(f"{error.code}: {error.message} (status {error.status})")
         case TimeoutError():
             return MediaServerUnavailable("no answer in time")
-        case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | DecodeError():
+        case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | DecodeError() | AttributeError():
+            # The last is livekit-api's own for an error whose JSON is no object.
             return MediaServerRejected(f"unreadable answer: {type(error).__name__}")
         case _:
             return MediaServerUnavailable(f"{type(error).__name__}: {error}")
@@ -125,8 +126,11 @@ class RoomService(MediaServer):
         self._calls_per_room = calls_per_room
         self._session: aiohttp.ClientSession | None = None
         self._clients: dict[LiveKitRoom, tuple[float, Client]] = {}
-        self._paces: defaultdict[LiveKitRoom, Pace] = defaultdict(lambda: Pace(calls_per_room))
-        self._rooms: dict[LiveKitRoom, asyncio.Future[None]] = {}
+        # A pace lives for as long as anybody has or waits for one of its places.
+        self._paces: WeakValueDictionary[LiveKitRoom, Pace] = WeakValueDictionary()
+        self._rooms: dict[LiveKitRoom, asyncio.Task[None]] = {}
+        self._creating: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self._answering = True
         self._last_answer_at = float("-inf")
         self._probe: asyncio.Task[None] | None = None
@@ -142,10 +146,11 @@ class RoomService(MediaServer):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._probe
+        self._is_closed = True  # else a call that the closing cuts off would begin to probe
+        tasks = self._creating | ({self._probe} if self._probe is not None else set())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -168,33 +173,42 @@ class RoomService(MediaServer):
         """Call `callback` whenever LiveKit answers again after it had not."""
         self._on_return.append(callback)
 
-    def slot(self, room: LiveKitRoom, priority: Priority) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def slot(self, room: LiveKitRoom, priority: Priority) -> AsyncIterator[None]:
         """Wait for one of the places that calls for a room have, and keep it inside the block."""
-        return self._paces[room].slot(priority)
+        self._check_answering()
+        pace = self._paces.setdefault(room, Pace(self._calls_per_room))
+        async with pace.slot(priority):
+            yield
 
     async def ensure_room(self, room: LiveKitRoom) -> None:
         """Make sure that the room is there; many who ask at once share one call."""
-        if not self._answering:
-            raise MediaServerUnavailable("LiveKit does not answer")
+        self._check_answering()
         known = self._rooms.get(room)
         if known is None:
-            known = asyncio.ensure_future(self._create_room(room))
+            known = asyncio.create_task(self._create_room(room), name="create-room")
             self._rooms[room] = known
+            self._creating.add(known)
             known.add_done_callback(lambda done: self._keep_room(room, done))
         # One who gives up must not take the room away from those who wait with them.
-        await asyncio.shield(known)
+        await asyncio.wait({known})
+        if known.cancelled():
+            raise MediaServerUnavailable("the connection to LiveKit was closed")
+        known.result()
 
     def forget_rooms(self) -> None:
         """What was known of rooms is known no longer."""
-        self._rooms = {room: future for room, future in self._rooms.items() if not future.done()}
+        self._rooms = {room: task for room, task in self._rooms.items() if not task.done()}
 
     async def delete_room(self, room: LiveKitRoom) -> None:
         """End a room for everybody in it."""
         self._rooms.pop(room, None)
-        with contextlib.suppress(ParticipantGone):
+        try:
             await self._call("DeleteRoom", room, self._client(room).delete_room, protocol.DeleteRoomRequest(room=room))
+        except ParticipantGone as error:
+            if _nobody_answered(error):
+                raise MediaServerRejected(str(error)) from error  # it is perhaps still there, and people in it
         self._clients.pop(room, None)
-        self._paces.pop(room, None)
 
     async def list_presences(self, room: LiveKitRoom) -> tuple[Presence, ...]:
         """Everybody in the room, whatever they are."""
@@ -204,7 +218,9 @@ class RoomService(MediaServer):
             answer = await self._call("ListParticipants", room, list_participants, request)
         except ParticipantGone:
             # Nobody answers for the room: it is gone with a crash of LiveKit, say. Made anew, it is empty.
-            self._rooms.pop(room, None)
+            known = self._rooms.get(room)
+            if known is not None and known.done():
+                del self._rooms[room]
             await self.ensure_room(room)
             try:
                 answer = await self._call("ListParticipants", room, list_participants, request)
@@ -236,8 +252,11 @@ class RoomService(MediaServer):
     async def remove(self, room: LiveKitRoom, identity: Identity) -> None:
         """Disconnect an identity."""
         request = protocol.RoomParticipantIdentity(room=room, identity=identity)
-        with contextlib.suppress(ParticipantGone):
+        try:
             await self._call("RemoveParticipant", room, self._client(room).remove_participant, request)
+        except ParticipantGone as error:
+            if _nobody_answered(error):
+                raise
 
     # --- One call ------------------------------------------------------------------------------------------------
 
@@ -250,15 +269,16 @@ class RoomService(MediaServer):
         *,
         probing: bool = False,
     ) -> Response:
-        if not self._answering and not probing:
-            raise MediaServerUnavailable("LiveKit does not answer")
+        if not probing:
+            self._check_answering()
         loop = asyncio.get_running_loop()
         began_at = loop.time()
-        result = "ok"
+        result = None
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await call(request)
-        except (ServerError, aiohttp.ClientError, TimeoutError, DecodeError) as error:
+            result = "ok"
+        except (ServerError, aiohttp.ClientError, TimeoutError, DecodeError, AttributeError) as error:
             mapped = map_error(error)
             result = "unavailable" if isinstance(mapped, MediaServerUnavailable) else "rejected"
             if isinstance(mapped, MediaServerUnavailable):
@@ -268,10 +288,15 @@ class RoomService(MediaServer):
             log.debug("livekit_call_failed", method=method, room=room, error=str(mapped))
             raise mapped from error
         finally:
-            metrics.LIVEKIT_CALLS.labels(method, result).inc()
-            metrics.LIVEKIT_CALL_DURATION.labels(method).observe(loop.time() - began_at)
+            if result is not None:  # else it was cancelled
+                metrics.LIVEKIT_CALLS.labels(method, result).inc()
+                metrics.LIVEKIT_CALL_DURATION.labels(method).observe(loop.time() - began_at)
         self._note_answer()
         return answer
+
+    def _check_answering(self) -> None:
+        if not self._answering:
+            raise MediaServerUnavailable("LiveKit does not answer")
 
     def _note_answer(self) -> None:
         self._last_answer_at = asyncio.get_running_loop().time()
@@ -283,18 +308,19 @@ class RoomService(MediaServer):
                 callback()
 
     def _note_silence(self, began_at: float) -> None:
-        if not self._answering or self._last_answer_at > began_at:
+        if not self._answering or self._last_answer_at > began_at or self._is_closed:
             return  # something else was answered meanwhile: it is this call, not LiveKit
         self._answering = False
         log.warning("media_server_unavailable")
         for pace in self._paces.values():
             pace.refuse_waiting(MediaServerUnavailable("LiveKit does not answer"))
-        self._probe = asyncio.create_task(self._probe_until_answered(), name="media-server-probe")
+        if self._probe is None or self._probe.done():  # a late answer to another call may have come before the probe's
+            self._probe = asyncio.create_task(self._probe_until_answered(), name="media-server-probe")
 
     async def _probe_until_answered(self) -> None:
         nowhere = LiveKitRoom("")
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(MediaServerUnavailable), wait=wait_exponential(multiplier=0.05, max=1)
+            retry=retry_if_not_exception_type(MediaServerRejected), wait=wait_exponential(multiplier=0.05, max=1)
         )
         # Any answer will do, also a no; `_call` notes it.
         with contextlib.suppress(MediaServerRejected):
@@ -312,7 +338,8 @@ class RoomService(MediaServer):
         # The answer holds a password for TURN, which must never be logged.
         await self._call("CreateRoom", room, self._client(room).create_room, request)
 
-    def _keep_room(self, room: LiveKitRoom, created: asyncio.Future[None]) -> None:
+    def _keep_room(self, room: LiveKitRoom, created: asyncio.Task[None]) -> None:
+        self._creating.discard(created)
         failed = created.cancelled() or created.exception() is not None
         if failed and self._rooms.get(room) is created:
             del self._rooms[room]
@@ -328,8 +355,22 @@ class RoomService(MediaServer):
             token = AccessToken(self._api_key, self._api_secret).with_grants(grants)
             jwt = token.with_ttl(timedelta(seconds=_TOKEN_LIFETIME_S)).to_jwt()
             client = LiveKitAPI.with_token(jwt, self._url, session=self._session, failover=False).room
+            self._clients.pop(room, None)
             self._clients[room] = (now, client)
+            self._drop_old_clients(now)
         return client
+
+    def _drop_old_clients(self, now: float) -> None:
+        while True:
+            room, (made_at, _) = next(iter(self._clients.items()))  # the oldest; the newest was made just now
+            if now - made_at <= _TOKEN_LIFETIME_S / 2:
+                return
+            del self._clients[room]
+
+
+def _nobody_answered(error: MediaServerError) -> bool:
+    """Whether this is LiveKit's not having found, in time, whom it asked; unlike a plain "there is none"."""
+    return isinstance(error.__cause__, ServerError) and error.__cause__.code in NOBODY_ANSWERED
 
 
 def _presence(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:

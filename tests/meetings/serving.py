@@ -60,10 +60,10 @@ class Serving:
         ready = json.loads(line)
         self.signaling_url, self.internal_url = ready["signaling"], ready["internal"]
 
-    async def end(self, number: signal.Signals) -> int:
-        """Send it a signal, and wait for its end; its exit status."""
+    async def end(self, number: signal.Signals | None) -> int:
+        """Send it a signal, unless it ends by itself, and wait for its end; its exit status."""
         assert self._process is not None
-        if self._process.returncode is None:
+        if number is not None and self._process.returncode is None:
             self._process.send_signal(number)
         async with asyncio.timeout(20):
             return await self._process.wait()
