@@ -5,6 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from itertools import takewhile
 from types import TracebackType
 from typing import Final, Self
 
@@ -154,9 +155,8 @@ class ModerationModule:
         if isinstance(committed, Refusal):  # nobody is refused yet
             raise InvalidParticipant(f"{participant.id}: {committed.error}")
         before, record = committed.before, committed.record
-        for older in tuple(sessions):
-            if older is not session:
-                older.end("taken_over")
+        for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
+            older.end("taken_over")
         data = join_data(record, self._credentials(session, record)) if livekit_answers else None
         reconciler = meeting.reconciler if session.has_moderation else None
         session.begin(record.revision, data, join_success(record, session.id, data=data, reconciler=reconciler))
@@ -379,6 +379,11 @@ class ModerationModule:
             sessions.pop(session.id, None)
         if not sessions:
             self._sessions.pop(session.room, None)
+
+    def is_being_taken_over(self, session: Session) -> bool:
+        """Whether a newer session of the same participant has begun to join."""
+        listed = self._sessions.get(session.room, {}).get(session.id, [])
+        return session in listed and listed[-1] is not session
 
     # --- Meetings ------------------------------------------------------------------------------------------------
 

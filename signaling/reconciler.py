@@ -8,7 +8,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
-from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
+from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_before_delay, wait_exponential
 
 from signaling import metrics
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
@@ -59,12 +59,16 @@ class Reconciler:
         self._sweep_s = sweep_s
         self._roster: dict[Place, Presence] = {}
         self._told_at: dict[Place, float] = {}
+        self._listed_at: dict[LiveKitRoom, float] = {}
         self._locks: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
         self._due: set[ParticipantId] = set()
+        self._due_since_look: set[ParticipantId] = set()
         self._in_doubt: dict[ParticipantId, float | None] = {}
         self._settling: dict[Place, asyncio.Task[Finding]] = {}
+        self._tasks: set[asyncio.Task[Finding]] = set()
         self._wake = asyncio.Event()
         self._retry_at = math.inf
+        self._retry_at_once = False
         self._retry_s = _FIRST_RETRY_S
 
     @property
@@ -82,8 +86,9 @@ class Reconciler:
 
     def repair(self, participants: Iterable[ParticipantId]) -> None:
         """Look at these people, at once, and again until LiveKit agrees."""
-        self._due.update(participants)
+        self._note_due(participants)
         self._retry_at = asyncio.get_running_loop().time()
+        self._retry_at_once = True
         self._retry_s = _FIRST_RETRY_S
         self._wake.set()
 
@@ -96,8 +101,13 @@ class Reconciler:
         self._in_doubt.update(dict.fromkeys(participants))
         self._retry_later(participants)
 
+    def _note_due(self, participants: Iterable[ParticipantId]) -> None:
+        due = frozenset(participants)
+        self._due |= due
+        self._due_since_look |= due
+
     def _retry_later(self, participants: Iterable[ParticipantId]) -> None:
-        self._due.update(participants)
+        self._note_due(participants)
         if self._due and self._retry_at == math.inf:
             self._retry_at = asyncio.get_running_loop().time() + self._retry_s
             self._wake.set()
@@ -132,18 +142,27 @@ class Reconciler:
         async with self._media.slot(room, Priority.REPAIR):
             began_at = asyncio.get_running_loop().time()
             presences = await self._media.list_presences(room)
+        if self._listed_at.get(room, began_at) > began_at:
+            return  # a list that was asked for later came first
+        self._listed_at[room] = began_at
         listed = {(room, presence.identity): presence for presence in presences}
-        for place in [place for place in self._roster if place[0] == room and place not in listed]:
-            del self._roster[place]
-            self._told_at.pop(place, None)
-        for place, presence in listed.items():
+        known = {place for place in (*self._roster, *self._told_at) if place[0] == room}
+        for place in known | set(listed):
             # What LiveKit answered to a call is newer than a list that was asked for before.
-            if self._told_at.get(place, began_at) <= began_at:
-                self._roster[place] = presence
+            if self._told_at.get(place, began_at) > began_at:
+                continue
+            if place in listed:
+                self._roster[place] = listed[place]
+            else:
+                self._drop(place)
 
     def _note(self, presence: Presence) -> None:
         place = (presence.room, presence.identity)
         self._roster[place] = presence
+        self._told_at[place] = asyncio.get_running_loop().time()
+
+    def _note_removed(self, place: Place) -> None:
+        self._roster.pop(place, None)
         self._told_at[place] = asyncio.get_running_loop().time()
 
     def _drop(self, place: Place) -> None:
@@ -172,13 +191,22 @@ class Reconciler:
         except MediaServerRejected as error:
             log.warning("media_server_rejected", room=room, participant=identity, error=str(error))
             finding = Finding.REJECTED
+        except StoreError:
+            self._retry_later({ParticipantId(identity)})
+            raise
         if finding.is_failure:
-            owner = owner_of(identity, await self._read())
+            owner = await self._owner_of(identity)
             if finding is Finding.UNANSWERED:
                 self.doubt({owner})
             else:
                 self._retry_later({owner})
         return finding
+
+    async def _owner_of(self, identity: Identity) -> ParticipantId:
+        try:
+            return owner_of(identity, await self._read())
+        except StoreError:
+            return ParticipantId(identity)  # what is a popout is left to the sweep
 
     async def _agree_now(self, place: Place) -> Finding:
         finding = Finding.AGREED
@@ -194,7 +222,7 @@ class Reconciler:
                         return finding
                     case Remove():
                         await self._media.remove(*place)
-                        self._drop(place)
+                        self._note_removed(place)
                     case Allow(sources=sources):
                         self._note(await self._media.allow(presence, sources))
                 finding = Finding.CHANGED
@@ -217,11 +245,14 @@ class Reconciler:
             async with self._media.slot(place[0], Priority.REPAIR), self._lock(place[1]):
                 if isinstance(call_for(await self._read(), unseen), Remove):  # else they are back already
                     await self._media.remove(*place)
-                    self._drop(place)
+                    self._note_removed(place)
         except MediaServerUnavailable:
             self.doubt({owner})
         except MediaServerRejected as error:
             log.warning("media_server_rejected", room=place[0], participant=place[1], error=str(error))
+            self._retry_later({owner})
+        except StoreError as error:
+            log.warning("removal_put_off", room=place[0], participant=place[1], error=str(error))
             self._retry_later({owner})
 
     def settle(self, place: Place, priority: Priority) -> asyncio.Task[Finding]:
@@ -230,13 +261,19 @@ class Reconciler:
         if task is None or priority < Priority.SETTLING:
             task = asyncio.create_task(self.agree(place, priority), name=f"agree-{place[1]}")
             self._settling[place] = task
+            self._tasks.add(task)  # also while a more urgent one has taken its place
             task.add_done_callback(lambda done: self._settled(place, done))
         return task
 
     def _settled(self, place: Place, task: asyncio.Task[Finding]) -> None:
+        self._tasks.discard(task)
         if self._settling.get(place) is task:
             del self._settling[place]
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, StoreError):
+            log.warning("agreeing_failed", room=self._room, participant=place[1], error=str(error))
+        else:
             log.error("agreeing_failed", room=self._room, participant=place[1], exc_info=error)
 
     # --- Muting --------------------------------------------------------------------------------------------------
@@ -306,7 +343,7 @@ class Reconciler:
         retrying = AsyncRetrying(
             retry=retry_if_result(lambda finding: finding.is_failure),
             wait=wait_exponential(multiplier=_FIRST_RETRY_S, max=1),
-            stop=stop_after_delay(within_s),
+            stop=stop_before_delay(within_s),
         )
         try:
             finding: Finding = await retrying(attempt)
@@ -327,17 +364,20 @@ class Reconciler:
                 continue  # woken only to look at the clock again
             if is_sweep:
                 sweep_at = loop.time() + self._sweep_s
-            self._retry_at = math.inf
+            self._retry_at, self._retry_at_once = math.inf, False
             if self._media.answering:
-                try:
-                    if is_sweep:
-                        await self._before_sweep()
-                    await self.go_over(None if is_sweep else frozenset(self._due))
-                except (MediaServerUnavailable, StoreError) as error:
-                    log.warning("sweep_failed", room=self._room, error=str(error))
-                except Exception:  # one meeting's bug must not end its protection
-                    log.exception("sweep_failed", room=self._room)
+                if is_sweep:
+                    await self._attempt(self._before_sweep())
+                await self._attempt(self.go_over(None if is_sweep else frozenset(self._due)))
             self._back_off()
+
+    async def _attempt(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except (MediaServerUnavailable, StoreError) as error:
+            log.warning("sweep_failed", room=self._room, error=str(error))
+        except Exception:  # one meeting's bug must not end its protection
+            log.exception("sweep_failed", room=self._room)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -348,7 +388,7 @@ class Reconciler:
     def _back_off(self) -> None:
         if not self._due:
             self._retry_s = _FIRST_RETRY_S
-        elif self._retry_at == math.inf:  # nobody asked for it to be sooner
+        elif not self._retry_at_once:
             self._retry_at = asyncio.get_running_loop().time() + self._retry_s
             self._retry_s = min(self._retry_s * 2, self._sweep_s)
 
@@ -362,6 +402,7 @@ class Reconciler:
         Raises:
             MediaServerUnavailable: LiveKit did not answer.
         """
+        self._due_since_look.clear()
         state = await self._read()
         if people is None and self._roster:
             rooms = state.rooms_in_use() | {room for room, _ in self._roster}
@@ -373,9 +414,13 @@ class Reconciler:
         silent = await self.look(rooms - state.doomed)
         calls = plan(state, self._roster.values(), remove_unknown=self._remove_unknown, about=people)
         priority = Priority.SWEEP if people is None else Priority.REPAIR
-        findings = await asyncio.gather(*(self.agree((call.room, call.identity), priority) for call in calls))
+        findings = await asyncio.gather(
+            *(self.agree((call.room, call.identity), priority) for call in calls), return_exceptions=True
+        )
         failed = set()
         for call, finding in zip(calls, findings, strict=True):
+            if isinstance(finding, BaseException):  # only now, when all the others have ended
+                raise finding
             owner = owner_of(call.identity, state)
             if finding.is_failure:
                 failed.add(owner)
@@ -386,7 +431,9 @@ class Reconciler:
                 if owner in self._in_doubt:
                     self._in_doubt[owner] = None
         if not silent:
-            self._clear(self._due - failed if people is None else people - failed)
+            # Whoever became due meanwhile is due for another look.
+            agreed = (self._due if people is None else people) - failed - self._due_since_look
+            self._clear(agreed)
 
     def _clear(self, agreed: Iterable[ParticipantId]) -> None:
         now = asyncio.get_running_loop().time()
@@ -402,7 +449,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """End what is under way."""
-        tasks = list(self._settling.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -33,6 +33,9 @@ class Host(Protocol):
     def drop(self, session: "Session") -> None:
         """Deliver nothing to this session any more."""
 
+    def is_being_taken_over(self, session: "Session") -> bool:
+        """Whether a newer session of the same participant has begun to join."""
+
     async def receive(
         self, session: "Session", namespace: str, payload: object, transaction_id: TransactionId | None
     ) -> None:
@@ -159,7 +162,7 @@ class Session:
         Raises:
             StoreError: The participant is still here; leaving may be tried again.
         """
-        if self._is_over:
+        if self._is_over or self._give_way():
             return
         committed = await self._meeting.commit_now(self.id, Depart(self.id, reason))
         self._finish()
@@ -173,7 +176,7 @@ class Session:
         Raises:
             StoreError: Nothing changed.
         """
-        if self._is_over:
+        if self._is_over or self._give_way():
             return
         self._finish()
         await self._module.lose_connections(self._meeting, frozenset({self.id}))
@@ -218,6 +221,13 @@ class Session:
         if not self._is_over:
             self._finish()
             self.ended.set_result(reason)
+
+    def _give_way(self) -> bool:
+        """End as taken over if that is about to be: what is undone now must not be undone to the newer session."""
+        if not self._module.is_being_taken_over(self):
+            return False
+        self.end("taken_over")
+        return True
 
     def _finish(self) -> None:
         self._is_over = True

@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -20,12 +20,22 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 """A duration above 0 and up to a day."""
 
 
+def _split(url: str) -> SplitResult | None:
+    """Its parts; `None` if it is no URL, since the standard library's error would repeat it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
+
+
 def _url_with(*schemes: str) -> BeforeValidator:
     def check(value: object) -> object:
         if not isinstance(value, str):
             return value
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or not parts.hostname:
+        parts = _split(value)
+        if parts is None or parts.scheme not in schemes or not parts.hostname:
             raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return value.rstrip("/")
 
@@ -124,14 +134,10 @@ class HostPort(NamedTuple):
 def _host_port(value: object) -> object:
     if not isinstance(value, str):
         return value
-    parts = urlsplit(f"//{value}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if not parts.hostname or port is None or parts.path or parts.username is not None:
+    parts = _split(f"//{value}")
+    if parts is None or not parts.hostname or parts.port is None or parts.path or parts.username is not None:
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:8700 or [::1]:0")
-    return HostPort(parts.hostname, port)
+    return HostPort(parts.hostname, parts.port)
 
 
 def _origins(value: object) -> object:
@@ -139,7 +145,7 @@ def _origins(value: object) -> object:
     if not isinstance(listed, list | tuple | frozenset):
         raise ValueError("must be a list of origins")  # noqa: TRY004 - pydantic reports only value errors
     for origin in listed:
-        parts = urlsplit(origin) if isinstance(origin, str) else None
+        parts = _split(origin) if isinstance(origin, str) else None
         if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname or parts.path:
             raise ValueError("must be origins such as https://meet.example.org, without a path")
     return frozenset(listed)

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import secrets
 import shlex
+import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -84,17 +86,17 @@ def _shown(line: Line) -> Text:
 
 def _print_addresses(console: Console, server: ModerationServer, desk: TicketDesk, key: str) -> None:
     """What somebody needs who wants to moderate the meeting by hand. A token is never part of an address."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("signaling", server.signaling_url)
-    table.add_row("LiveKit", server.livekit_url)
-    table.add_row("metrics", f"{server.internal_url}/metrics")
-    table.add_row("a ticket", f"curl -d '{{\"as\": \"dave\"}}' -H 'Content-Type: application/json' {desk.url}")
-    command = f"livekit-moderation ticket --room {ROOM} --participant dave --role moderator"
-    table.add_row("or", f"MODERATION_TICKET_KEY={shlex.quote(key)} {command}")
+    program = sys.argv[0] if Path(sys.argv[0]).name == "livekit-moderation" else "python -m signaling"
     console.print("[bold]The meeting stays open.[/] Alice moderates; join and moderate with her. Ctrl-C ends it.\n")
-    console.print(table, soft_wrap=True)
+    for name, value in (
+        ("signaling", server.signaling_url),
+        ("LiveKit", server.livekit_url),
+        ("metrics", f"{server.internal_url}/metrics"),
+        ("a ticket", f"curl -d '{{\"as\": \"dave\"}}' -H 'Content-Type: application/json' {desk.url}"),
+        ("or", f"MODERATION_TICKET_KEY={shlex.quote(key)} {program} ticket --room {ROOM} --participant dave"),
+    ):
+        # Not folded: somebody will copy it.
+        console.print(Text.assemble((f"{name:<11}", "bold"), value), soft_wrap=True)
     console.print()
 
 

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from signaling.errors import SignalingError
 
 _PROTOCOL_VERSION: Final = 15
 _LINE_BYTES: Final = 2**20
-_STDERR_LINES: Final = 100
+_STDERR_BYTES: Final = 16_384
 _GRACE_S: Final = 5.0
 """How long a child may take longer than it was given, before it counts as not answering."""
 _CALL_S: Final = 20.0
@@ -380,7 +379,7 @@ class ParticipantProcess:
         self._participants: dict[int, MediaParticipant] = {}
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._requests = 0
-        self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._stderr = bytearray()
         self._death: ParticipantProcessDied | None = None
         self._death_is_known = False
         self._ending = False
@@ -528,7 +527,7 @@ class ParticipantProcess:
         status = await process.wait()
         if not self._ending:
             await asyncio.wait(self._reading[1:])
-            self._death = ParticipantProcessDied(status, tuple(self._stderr))
+            self._death = ParticipantProcessDied(status, tuple(self._stderr.decode(errors="replace").splitlines()))
         for future in (*self._answers.values(), *([] if self._ready is None else [self._ready])):
             if not future.done():
                 future.set_exception(self._death or ParticipantError("the participants' process was ended"))
@@ -540,7 +539,8 @@ class ParticipantProcess:
         if output is None:
             raise RuntimeError("the child was started without its pipes")
         while block := await output.read(_LINE_BYTES):
-            self._stderr.extend(block.decode(errors="replace").splitlines())
+            self._stderr += block  # lines come in pieces
+            del self._stderr[:-_STDERR_BYTES]
 
     async def _end(self) -> None:
         process = self._process
@@ -580,7 +580,7 @@ class SignalOnlyParticipant:
         self._told = asyncio.Condition()
         self._asked: dict[str, asyncio.Future[str]] = {}
         self.closed: Final[asyncio.Future[str]] = asyncio.get_running_loop().create_future()
-        """Resolves to why LiveKit ended it, such as `PARTICIPANT_REMOVED`; empty when it gave no reason, or we did."""
+        """Resolves to why it ended, such as `PARTICIPANT_REMOVED`; empty when LiveKit gave no reason."""
         self._reading = asyncio.create_task(self._read(), name=f"signaling of {self.identity}")
 
     @classmethod
@@ -693,6 +693,7 @@ class SignalOnlyParticipant:
 
     async def close(self) -> None:
         """Leave."""
+        self._reason = self._reason or "CLIENT_INITIATED"
         with suppress(websockets.ConnectionClosed):
             leave = signaling_protocol.SignalRequest(leave=signaling_protocol.LeaveRequest(reason="CLIENT_INITIATED"))
             await self._connection.send(leave.SerializeToString())

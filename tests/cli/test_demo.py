@@ -1,0 +1,83 @@
+"""The demo, as somebody sees it who runs it."""
+
+import asyncio
+import os
+import sys
+from io import StringIO
+from pathlib import Path
+
+import aiohttp
+import pytest
+from rich.console import Console
+
+from signaling.cli import performance
+from signaling.cli.tour import STEPS, Cast, Line, NotTrue
+from signaling.testing.ticket_desk import TicketDesk
+
+
+async def test_the_demo_shows_every_command_and_exits_0_when_all_came_true(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "signaling", "demo", "--once"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), **_environment()},
+    )
+    async with asyncio.timeout(90):
+        output, errors = await process.communicate()
+    lines = [line for line in output.decode().splitlines() if line.startswith(("✓", "✗"))]
+    assert process.returncode == 0, errors.decode() + output.decode()
+    assert [line.split()[1] for line in lines] == [command for command, _ in STEPS]
+    assert all(line.startswith("✓ ") and line.endswith(" ms") for line in lines)
+    assert errors == b""
+    assert os.listdir(tmp_path) == []  # it leaves nothing behind
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("LIVEKIT_", "MODERATION_"))}
+
+
+async def test_a_line_that_did_not_come_true_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(_: Cast) -> Line:
+        raise NotTrue("Bob is still heard")
+
+    monkeypatch.setattr(performance, "STEPS", (*STEPS[:1], ("force_mute", fails)))
+    output = StringIO()
+    assert await performance.perform(Console(file=output, width=100), once=True) == 1
+    assert "✓ join" in output.getvalue()
+    assert "✗ force_mute · Bob is still heard" in output.getvalue()
+
+
+async def test_the_desk_hands_tickets_to_programs_and_its_own_origin_only() -> None:
+    async with (
+        TicketDesk(lambda name: f"ticket of {name}", "ws://here/signaling") as desk,
+        aiohttp.ClientSession() as http,
+    ):
+        origin = desk.url.removesuffix("/demo/ticket")
+        for headers in ({}, {"Origin": origin}):
+            async with http.post(desk.url, json={"as": "dave"}, headers=headers) as response:
+                assert await response.json() == {"ticket": "ticket of dave", "signaling": "ws://here/signaling"}
+        for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}):
+            async with http.post(desk.url, json={"as": "dave"}, headers=headers) as response:
+                assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "as"),
+        (b"{}", "as"),
+        (b'{"as": 5}', "as"),
+        (b'{"as": "controller"}', "as: is reserved"),
+        (b"\xff", "JSON"),
+    ],
+)
+async def test_the_desk_names_what_is_wrong(body: bytes, names: str) -> None:
+    async with TicketDesk(str, "ws://here/signaling") as desk, aiohttp.ClientSession() as http:
+        headers = {"Content-Type": "application/json"}
+        async with http.post(desk.url, data=body, headers=headers) as response:
+            assert response.status == 400
+            assert names in (await response.json())["detail"]
+        async with http.post(desk.url, data=body, headers={"Content-Type": "text/plain"}) as response:
+            assert response.status == 415
