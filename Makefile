@@ -15,7 +15,9 @@ demo:
 
 test: lint
 	@.ci/bootstrap test
-	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/coverage run -m pytest $(ARGS)
+	@test -n '$(ARGS)' || $(BIN)/coverage report --skip-covered --fail-under=100 \
+		--include='signaling/core/*,signaling/messages/*' >.coverage.txt || { cat .coverage.txt; exit 1; }
 
 lint:
 	@.ci/bootstrap

@@ -1,12 +1,16 @@
 """What every test may use."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake
+
+for name in [name for name in os.environ if name.startswith(("LIVEKIT_", "MODERATION_"))]:
+    del os.environ[name]  # what is set here is for the product, not for its tests
 
 
 @pytest.fixture(autouse=True)

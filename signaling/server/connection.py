@@ -43,27 +43,16 @@ class Spawn(Protocol):
         """Start it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """
-    What one connection may do.
-
-    Attributes:
-        rate_per_s: Commands a second, once `burst` of them were used; pings are free.
-        join_timeout_s: How long it may take to join.
-    """
-
-    rate_per_s: float
-    burst: int
-    join_timeout_s: float = 10
-
-
 class Connection:
     """
     One WebSocket connection, from its ticket to its end.
 
     Reading never waits for a command: each runs in a task of its own, so that pings and tokens are answered meanwhile.
     Commands take effect in the order in which they came, and all that is sent goes through one outbox, in order.
+
+    Args:
+        limiter: Has room for each command that may be sent now; pings are free.
+        join_timeout_s: How long the client may take to join.
     """
 
     def __init__(
@@ -73,15 +62,16 @@ class Connection:
         *,
         module: ModerationModule,
         outbox: Outbox,
-        limits: Limits,
+        limiter: AsyncLimiter,
+        join_timeout_s: float,
         spawn: Spawn,
     ) -> None:
         self._socket = socket
         self._ticket = ticket
         self._module = module
         self._outbox = outbox
-        self._join_timeout_s = limits.join_timeout_s
-        self._limiter = AsyncLimiter(limits.burst, limits.burst / limits.rate_per_s)
+        self._limiter = limiter
+        self._join_timeout_s = join_timeout_s
         self._spawn = spawn
         self._session: Session | None = None
         self._joining: asyncio.Task[None] | None = None

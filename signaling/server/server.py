@@ -2,15 +2,14 @@
 
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from signaling.module import ModerationModule
-from signaling.server.connection import Limits
-from signaling.server.handshake import Origins
 from signaling.server.internal import InternalServer
-from signaling.server.tickets import Tickets
-from signaling.server.websocket import WebSocketServer
+from signaling.server.websocket import Timing, WebSocketServer
 from signaling.settings import ServerSettings
+
+DEFAULT_TIMING: Final = Timing()
 
 
 class ModerationServer:
@@ -21,25 +20,18 @@ class ModerationServer:
 
     Args:
         module: Used instead of one that the server makes from the settings; whoever gives it enters and leaves it.
-        join_timeout_s: How long a connection may take to join.
+        timing: How long a client may do nothing.
 
     Raises:
         ConfigurationError: A setting is wrong; a port that is taken is found when entering.
     """
 
     def __init__(
-        self, settings: ServerSettings, *, module: ModerationModule | None = None, join_timeout_s: float = 10
+        self, settings: ServerSettings, *, module: ModerationModule | None = None, timing: Timing = DEFAULT_TIMING
     ) -> None:
-        self._owned = ModerationModule(settings) if module is None else None
-        self.module = module or self._owned or ModerationModule(settings)
-        limits = Limits(settings.moderation_rate_per_s, settings.moderation_rate_burst, join_timeout_s)
-        self._websocket = WebSocketServer(
-            settings.moderation_listen,
-            self.module,
-            Tickets(settings.moderation_ticket_key, settings.moderation_ticket_algorithm),
-            Origins(settings.moderation_allowed_origins, settings.moderation_listen.host),
-            limits,
-        )
+        self._owns_module = module is None
+        self.module = module or ModerationModule(settings)
+        self._websocket = WebSocketServer(settings, self.module, timing=timing)
         self._internal = InternalServer(
             settings.moderation_internal_listen, self.module, lambda: self._websocket.is_listening
         )
@@ -48,8 +40,8 @@ class ModerationServer:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._internal)
-            if self._owned is not None:
-                await stack.enter_async_context(self._owned)
+            if self._owns_module:
+                await stack.enter_async_context(self.module)
             await stack.enter_async_context(self._websocket)
             self._stack = stack.pop_all()
         return self

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import structlog
+from aiolimiter import AsyncLimiter
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
 
@@ -14,16 +16,14 @@ from signaling import metrics
 from signaling.messages.envelope import MAX_FRAME_BYTES
 from signaling.module import ModerationModule
 from signaling.server.addresses import cannot_listen, url_of
-from signaling.server.connection import Connection, Limits
+from signaling.server.connection import Connection
 from signaling.server.handshake import PATH, Handshake, Origins
 from signaling.server.outbox import MAX_UNREAD_BYTES, Outbox
 from signaling.server.tickets import Tickets
-from signaling.settings import HostPort
+from signaling.settings import ServerSettings
 
 log = structlog.get_logger(__name__)
 
-PING_INTERVAL_S: Final = 15
-PING_TIMEOUT_S: Final = 5
 CLOSE_TIMEOUT_S: Final = 5
 """How long a client has to answer a close."""
 STOP_S: Final = 1.0
@@ -31,24 +31,40 @@ STOP_S: Final = 1.0
 _BACKLOG: Final = 1_024
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """
+    How long a client may do nothing.
+
+    Attributes:
+        join_s: Until it has joined.
+        ping_interval_s: Between two pings.
+        ping_timeout_s: Until it has answered one.
+    """
+
+    join_s: float = 10
+    ping_interval_s: float = 15
+    ping_timeout_s: float = 5
+
+
 class WebSocketServer:
     """
     Listens for clients, from entering to leaving its `async with`; closes all connections with 1012 when it stops.
 
-    Args:
-        origins: From where browsers may connect.
-
     Raises:
-        ConfigurationError: It cannot listen there; raised when entered.
+        ConfigurationError: A setting is wrong; that it cannot listen is raised when entered.
     """
 
-    def __init__(
-        self, address: HostPort, module: ModerationModule, tickets: Tickets, origins: Origins, limits: Limits
-    ) -> None:
-        self._address = address
+    def __init__(self, settings: ServerSettings, module: ModerationModule, *, timing: Timing) -> None:
+        self._address = settings.moderation_listen
         self._module = module
-        self._handshake = Handshake(tickets, origins)
-        self._limits = limits
+        self._handshake = Handshake(
+            Tickets(settings.moderation_ticket_key, settings.moderation_ticket_algorithm),
+            Origins(settings.moderation_allowed_origins, self._address.host),
+        )
+        self._rate_per_s = settings.moderation_rate_per_s
+        self._burst = settings.moderation_rate_burst
+        self._timing = timing
         self._outbox = Outbox()
         self._server: Server | None = None
         self._open: set[ServerConnection] = set()
@@ -69,8 +85,8 @@ class WebSocketServer:
                 max_size=MAX_FRAME_BYTES,
                 # Nobody waits for a full buffer, not even the library's own pings: who does not read is cut off.
                 write_limit=2 * MAX_UNREAD_BYTES,
-                ping_interval=PING_INTERVAL_S,
-                ping_timeout=PING_TIMEOUT_S,
+                ping_interval=self._timing.ping_interval_s,
+                ping_timeout=self._timing.ping_timeout_s,
                 close_timeout=CLOSE_TIMEOUT_S,
                 server_header=None,
                 backlog=_BACKLOG,
@@ -137,7 +153,13 @@ class WebSocketServer:
     async def _serve(self, socket: ServerConnection) -> None:
         ticket = self._handshake.take_ticket(socket)
         connection = Connection(
-            socket, ticket, module=self._module, outbox=self._outbox, limits=self._limits, spawn=self._spawn
+            socket,
+            ticket,
+            module=self._module,
+            outbox=self._outbox,
+            limiter=AsyncLimiter(self._burst, self._burst / self._rate_per_s),
+            join_timeout_s=self._timing.join_s,
+            spawn=self._spawn,
         )
         metrics.CONNECTIONS.inc()
         task = asyncio.current_task()

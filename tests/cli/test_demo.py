@@ -30,7 +30,7 @@ async def test_the_demo_shows_every_command_and_exits_0_when_all_came_true(tmp_p
     assert [line.split()[1] for line in lines] == [command for command, _ in STEPS]
     assert all(line.startswith("✓ ") and line.endswith(" ms") for line in lines)
     assert errors == b""
-    assert os.listdir(tmp_path) == []  # it leaves nothing behind
+    assert list(tmp_path.iterdir()) == []
 
 
 def _environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 import aiohttp
@@ -32,6 +32,17 @@ from signaling.testing.participants import (
 
 ROOM = "meeting"
 LIMIT_S = 10
+PARENT = """
+import asyncio, os, signal
+from signaling.testing.participants import ParticipantProcess
+
+async def main():
+    async with ParticipantProcess() as process:
+        print(process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
 SOON_S = 0.6
 """What is heard on a loaded machine after LiveKit has cut it off: a jitter buffer, and some frames on the way."""
 
@@ -322,6 +333,22 @@ async def test_the_end_of_the_block_ends_the_child_and_takes_everybody_out(
         os.kill(process.pid, 0)
     with pytest.raises(ParticipantError, match="was ended"):
         await bob.disconnect()
+
+
+async def test_the_child_ends_with_its_parent_however_that_ends() -> None:
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
+    output, _ = await parent.communicate()
+    assert parent.returncode == -signal.SIGKILL
+    descriptor = None
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(int(output))
+    if descriptor is not None:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, ended.set)
+        async with asyncio.timeout(LIMIT_S):
+            await ended.wait()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
 
 
 async def test_a_process_that_was_not_started_has_no_pid() -> None:

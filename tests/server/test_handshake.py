@@ -1,0 +1,178 @@
+import asyncio
+import logging
+
+import aiohttp
+import pytest
+import structlog
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from signaling import Role
+from signaling.server.handshake import Origins
+from signaling.settings import HostPort
+from tests.server.hosting import PING, SUBPROTOCOL, Hosted, ask, hosted
+
+OTHER = "wamp.2.json"
+
+
+@pytest.mark.parametrize("ticket_first", [False, True])
+async def test_a_browser_offers_protocol_and_ticket_in_any_order(door: Hosted, *, ticket_first: bool) -> None:
+    offers = [SUBPROTOCOL, f"ticket#{door.ticket()}"]
+    async with door.dial(*(reversed(offers) if ticket_first else offers)) as connection:
+        assert connection.subprotocol == SUBPROTOCOL
+        assert (await ask(connection, PING))["payload"] == {"message": "pong"}
+
+
+async def test_protocol_and_ticket_may_come_in_two_headers(door: Hosted) -> None:
+    headers = [("Sec-WebSocket-Protocol", f"ticket#{door.ticket()}")]
+    async with door.dial(SUBPROTOCOL, headers=headers) as connection:
+        assert connection.subprotocol == SUBPROTOCOL
+
+
+async def test_other_protocols_may_be_offered_too(door: Hosted) -> None:
+    async with door.dial(OTHER, SUBPROTOCOL, f"ticket#{door.ticket()}") as connection:
+        assert connection.subprotocol == SUBPROTOCOL
+
+
+async def test_a_bearer_may_leave_the_protocol_out_or_offer_it(door: Hosted) -> None:
+    async with door.dial(bearer=door.ticket()) as connection:
+        assert connection.subprotocol is None
+        assert (await ask(connection, PING))["payload"] == {"message": "pong"}
+    async with door.dial(SUBPROTOCOL, bearer=door.ticket()) as connection:
+        assert connection.subprotocol == SUBPROTOCOL
+
+
+async def test_the_scheme_of_a_bearer_is_read_in_any_case(door: Hosted) -> None:
+    async with door.dial(headers=[("authorization", f"bearer  {door.ticket()}")]):
+        pass
+
+
+async def test_nothing_is_compressed(door: Hosted) -> None:
+    async with connect(
+        door.url, additional_headers=[("Authorization", f"Bearer {door.ticket()}")], compression="deflate", proxy=None
+    ) as connection:
+        assert connection.protocol.extensions == []
+
+
+async def test_what_is_refused_and_how(door: Hosted) -> None:
+    good = f"ticket#{door.ticket()}"
+    refused = [
+        (door.dial(), (400, "missing_protocol")),
+        (door.dial(good), (400, "missing_protocol")),
+        (door.dial(headers=[("Authorization", "Basic Ym9iOmJvYg==")]), (400, "missing_protocol")),
+        (door.dial(OTHER), (400, "invalid_protocol")),
+        (door.dial(OTHER, good), (400, "invalid_protocol")),
+        (door.dial(OTHER, bearer=door.ticket()), (400, "invalid_protocol")),
+        (door.dial(SUBPROTOCOL.upper(), good), (400, "invalid_protocol")),
+        (door.dial(SUBPROTOCOL), (401, "missing_ticket")),
+        (door.dial(SUBPROTOCOL, "ticket#"), (401, "missing_ticket")),
+        (door.dial(SUBPROTOCOL, headers=[("Authorization", "Bearer ")]), (401, "missing_ticket")),
+        (door.dial(SUBPROTOCOL, "ticket#nonsense"), (401, "invalid_ticket")),
+        (door.dial(SUBPROTOCOL, good, f"ticket#{door.ticket()}"), (401, "invalid_ticket")),
+        (door.dial(SUBPROTOCOL, good, bearer=door.ticket()), (401, "invalid_ticket")),
+        (door.dial(bearer="nonsense"), (401, "invalid_ticket")),
+        (door.dial(SUBPROTOCOL, good, origin="https://elsewhere.example.org"), (403, "origin")),
+        (door.dial(origin="https://elsewhere.example.org"), (403, "origin")),
+        (door.dial(SUBPROTOCOL, good, url=door.url + "s"), (404, "not_found")),
+        (door.dial(SUBPROTOCOL, good, url=door.url.removesuffix("/signaling")), (404, "not_found")),
+    ]
+    for connecting, expected in refused:
+        assert await door.refusal(connecting) == expected
+    # None of these has used it up.
+    assert await door.refusal(door.dial(SUBPROTOCOL, good)) == (101, "connected")
+
+
+async def test_a_ticket_works_once(door: Hosted) -> None:
+    ticket = door.ticket()
+    async with door.dial(SUBPROTOCOL, f"ticket#{ticket}"):
+        assert await door.refusal(door.dial(SUBPROTOCOL, f"ticket#{ticket}")) == (401, "invalid_ticket")
+        assert await door.refusal(door.dial(bearer=ticket)) == (401, "invalid_ticket")
+
+
+async def test_of_two_who_come_at_once_with_a_ticket_one_gets_in(door: Hosted) -> None:
+    ticket = door.ticket()
+    answers = await asyncio.gather(*(door.refusal(door.dial(bearer=ticket)) for _ in range(5)))
+    assert sorted(answers) == [(101, "connected"), *[(401, "invalid_ticket")] * 4]
+
+
+async def test_a_request_that_is_no_websocket_leaves_the_ticket_as_it_is(door: Hosted) -> None:
+    ticket = door.ticket()
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(
+            door.url.replace("ws://", "http://"),
+            headers={"Sec-WebSocket-Protocol": f"{SUBPROTOCOL}, ticket#{ticket}"},
+        ) as response,
+    ):
+        assert response.status == 426
+        assert ticket not in await response.text()
+    assert door.server._websocket._handshake._verified == {}
+    assert await door.refusal(door.dial(bearer=ticket)) == (101, "connected")
+
+
+async def test_neither_answers_nor_logs_repeat_a_ticket(door: Hosted, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    ticket = door.ticket()
+    malformed = [f"{SUBPROTOCOL}, ticket#{ticket}, (", f"{SUBPROTOCOL} ticket#{ticket}"]
+    with structlog.testing.capture_logs() as logged:
+        for value in malformed:
+            with pytest.raises(InvalidStatus) as refused:
+                async with connect(
+                    door.url, additional_headers=[("Sec-WebSocket-Protocol", value)], compression=None, proxy=None
+                ):
+                    pass
+            assert refused.value.response.status_code == 400
+            assert refused.value.response.body == b'{"error": "invalid_protocol"}'
+        async with door.dial(SUBPROTOCOL, f"ticket#{ticket}"):
+            pass
+        await door.refusal(door.dial(SUBPROTOCOL, f"ticket#{ticket}"))
+    ours = [record for record in caplog.records if not record.name.startswith("websockets.client")]
+    assert ticket not in str(logged) + str([record.getMessage() for record in ours])
+    assert {"event": "connection_refused", "error": "invalid_ticket", "reason": "was used before: jti"}.items() <= (
+        logged[-1].items()
+    )
+
+
+async def test_origins_that_are_set_are_the_only_ones() -> None:
+    async with hosted(moderation_allowed_origins="https://meet.example.org, http://localhost:3000") as door:
+        for origin in ("https://meet.example.org", "http://localhost:3000"):
+            assert await door.refusal(door.dial(bearer=door.ticket(), origin=origin)) == (101, "connected")
+        for origin in ("http://meet.example.org", "https://meet.example.org:8443", "http://127.0.0.1:3000", "null"):
+            assert await door.refusal(door.dial(bearer=door.ticket(), origin=origin)) == (403, "origin")
+        assert await door.refusal(door.dial(bearer=door.ticket())) == (101, "connected")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:3000", True),
+        ("127.0.0.1", "http://localhost", True),
+        ("127.0.0.1", "https://[::1]:8443", True),
+        ("localhost", "http://127.0.0.1", True),
+        ("::1", "http://LOCALHOST:1", True),
+        ("127.0.0.1", "http://127.0.0.2", False),
+        ("127.0.0.1", "http://localhost.example.org", False),
+        ("127.0.0.1", "null", False),
+        ("127.0.0.1", "", False),
+        ("127.0.0.1", "file://localhost", False),
+        ("127.0.0.1", "http://localhost:port", False),
+        ("127.0.0.1", "http://[", False),
+        ("Meet.example.org", "https://meet.example.org:444", True),
+        ("meet.example.org", "http://localhost", False),
+        ("0.0.0.0", "http://localhost", False),  # noqa: S104 - which host that is, only the setting can say
+    ],
+)
+def test_without_a_setting_a_page_of_the_listening_host_may_connect_whatever_its_port(
+    host: str, origin: str, *, allowed: bool
+) -> None:
+    assert Origins(None, HostPort(host, 8700).host).allow([origin]) is allowed
+
+
+def test_two_origins_are_none() -> None:
+    assert not Origins(None, "localhost").allow(["http://localhost", "http://localhost"])
+
+
+async def test_a_connection_that_only_looks_right_is_no_moderator(door: Hosted) -> None:
+    ticket = door.ticket("alice", Role.MODERATOR)
+    head, claims, signature = ticket.split(".")
+    assert await door.refusal(door.dial(bearer=f"{head}.{claims}.{signature[:-2]}AA")) == (401, "invalid_ticket")

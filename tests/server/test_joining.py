@@ -1,0 +1,256 @@
+import asyncio
+from collections.abc import Mapping
+
+import jwt
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from signaling import Kind, Participant, Role, RoomId
+from signaling.errors import StoreError
+from signaling.livekit.embedded import EmbeddedServer
+from signaling.messages.envelope import Delivery
+from signaling.messages.livekit import MicrophoneRestrictionsDisabled
+from signaling.server.websocket import Timing
+from signaling.session import Deliver, Session
+from signaling.stores.contract import Record
+from signaling.stores.memory import MemoryStore
+from tests.server.hosting import PING, ROOM, SUBPROTOCOL, Hosted, ask, command, hosted, take
+
+JOIN = command("join")
+MUTE = command("force_mute", "livekit", participants=["bob"])
+
+
+class BrokenStore(MemoryStore):
+    """A store that can be made not to answer."""
+
+    def __init__(self) -> None:
+        super().__init__(audit_entries=10)
+        self.is_broken = False
+
+    async def read(self, room: RoomId) -> Record | None:
+        if self.is_broken:
+            raise StoreError("the disk is full")
+        return await super().read(room)
+
+    async def rooms(self) -> tuple[RoomId, ...]:
+        if self.is_broken:
+            raise StoreError("the disk is full")
+        return await super().rooms()
+
+
+async def test_who_joins_is_welcomed_with_everything(host: Hosted) -> None:
+    async with host.client("alice", Role.MODERATOR) as alice, host.dial(bearer=host.ticket("bob")) as bob:
+        await alice.join(extensions=())
+        answer = await ask(bob, command("join", transaction_id=1))
+        joined = (await alice.wait_for("joined", namespace="control")).payload
+    assert answer.keys() == {"namespace", "timestamp", "payload", "transaction_id"}
+    assert (answer["namespace"], answer["transaction_id"]) == ("control", 1)
+    welcome = answer["payload"]
+    (entry,) = welcome["participants"]
+    assert welcome == {
+        "message": "join_success",
+        "id": "bob",
+        "display_name": "Bob",
+        "role": "user",
+        "participants": [entry],
+        "livekit": {
+            "room": "standup",
+            "token": welcome["livekit"]["token"],
+            "public_url": host.server.livekit_url,
+            "microphone_restriction_state": {"type": "disabled"},
+        },
+        "tariff": {"quotas": {}},
+        "chat": {"enabled": False, "groups_history": []},
+    }
+    assert jwt.decode(welcome["livekit"]["token"], options={"verify_signature": False})["sub"] == "bob"
+    assert entry["id"] == "alice"
+    assert entry["control"].items() >= {"display_name": "Alice", "role": "moderator", "hand_is_up": False}.items()
+    assert joined == {"message": "joined", "id": "bob", "control": joined["control"]}
+    assert joined["control"].keys() == {"display_name", "role", "participation_kind", "hand_is_up", "joined_at"}
+
+
+async def test_the_extension_is_only_for_those_who_ask_for_it(host: Hosted) -> None:
+    async with (
+        host.client("alice", Role.MODERATOR) as alice,
+        host.client("bob") as bob,
+        host.client("carol", Role.MODERATOR) as carol,
+    ):
+        assert (await alice.join())["livekit_moderation"]["participants"][0]["participant"] == "alice"
+        assert (await bob.join(extensions=("livekit_moderation", "polls", "control")))["livekit_moderation"] == {
+            "may_publish": ["camera", "microphone", "screen_share", "screen_share_audio"]
+        }
+        assert "livekit_moderation" not in await carol.join(extensions=("polls",))
+        await carol.send("enable_microphone_restrictions", unrestricted_participants=[], transaction_id=1)
+        await carol.wait_for("microphone_restrictions_enabled")
+        await carol.send("ping", namespace="echo")
+        await carol.wait_for("pong", namespace="echo")
+        assert {frame.namespace for frame in carol.inbox} == {"control", "livekit", "echo"}
+
+
+async def test_a_guest_chooses_a_name_and_nobody_else_does(host: Hosted) -> None:
+    async with host.client("bob") as bob, host.client("eve", kind=Kind.GUEST) as eve, host.client("guy") as guy:
+        assert (await bob.join("Alice, your boss"))["display_name"] == "Bob"
+        assert (await eve.join("  Eve from next door "))["display_name"] == "Eve from next door"
+        entries = (await guy.join())["participants"]
+    assert {entry["id"]: entry["control"]["display_name"] for entry in entries} == {
+        "bob": "Bob",
+        "eve": "Eve from next door",
+    }
+
+
+async def test_a_guest_without_a_choice_has_the_name_of_the_ticket(host: Hosted) -> None:
+    async with host.client("eve", kind=Kind.GUEST) as eve:
+        assert (await eve.join())["display_name"] == "Eve"
+
+
+async def test_a_breakout_is_entered_at_once(host: Hosted) -> None:
+    async with host.dial(bearer=host.ticket("bob", breakout="red")) as bob:
+        assert (await ask(bob, JOIN))["payload"]["livekit"]["room"] == "standup:red"
+
+
+async def test_nothing_but_control_and_echo_works_before_joining(door: Hosted) -> None:
+    async with door.dial(bearer=door.ticket()) as bob:
+        for frame in (
+            MUTE,
+            command("create_new_access_token", "livekit"),
+            command("get_state", "livekit_moderation"),
+            command("raise_hand"),
+        ):
+            answer = await ask(bob, frame | {"transaction_id": "t"})
+            assert answer["payload"] == {"message": "error", "error": "not_yet_joined"}
+            assert (answer["namespace"], answer["transaction_id"]) == ("control", "t")
+        assert (await ask(bob, PING))["payload"] == {"message": "pong"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({"display_name": ""}, "display_name"),
+        ({"display_name": "n" * 101}, "display_name"),
+        ({"display_name": 7}, "display_name"),
+        ({"extensions": "livekit_moderation"}, "extensions"),
+        ({"extensions": ["x"] * 33}, "extensions"),
+        ({"action": "enter"}, "action"),
+        ({"action": None}, "action"),
+    ],
+)
+async def test_joining_wrongly_is_told_and_may_be_tried_again(
+    door: Hosted, fields: Mapping[str, object], detail: str
+) -> None:
+    async with door.dial(bearer=door.ticket()) as bob:
+        wrong = {"namespace": "control", "payload": {"action": "join", **fields}, "transaction_id": 3}
+        answer = await ask(bob, wrong)
+        assert (answer["namespace"], answer["transaction_id"]) == ("control", 3)
+        assert (answer["payload"]["message"], answer["payload"]["error"]) == ("error", "invalid_command")
+        assert answer["payload"]["detail"].startswith(f"{detail}: ")
+        assert (await ask(bob, JOIN))["payload"]["message"] == "join_success"
+
+
+async def test_joining_again_is_refused(host: Hosted) -> None:
+    async with host.dial(bearer=host.ticket()) as bob:
+        await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
+        answer = await ask(bob, command("join", transaction_id=2))
+        if answer["payload"]["message"] == "join_success":
+            answer = await take(bob)
+        assert (answer["payload"], answer["transaction_id"]) == ({"message": "error", "error": "already_joined"}, 2)
+
+
+async def test_joining_again_while_joining_is_refused_too(host: Hosted, livekit: EmbeddedServer) -> None:
+    livekit.pause()
+    async with host.dial(bearer=host.ticket()) as bob:
+        await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
+        answer = await ask(bob, command("join", transaction_id=2))
+        assert (answer["payload"], answer["transaction_id"]) == ({"message": "error", "error": "already_joined"}, 2)
+        assert (await ask(bob, MUTE))["payload"]["error"] == "not_yet_joined"
+        assert (await ask(bob, PING))["payload"] == {"message": "pong"}
+        livekit.resume()
+        assert (await take(bob))["payload"]["message"] == "join_success"
+
+
+async def test_who_has_not_joined_in_time_is_closed_with_1008() -> None:
+    async with hosted(timing=Timing(join_s=0.05)) as door, door.dial(bearer=door.ticket()) as bob:
+        async with asyncio.timeout(5):
+            with pytest.raises(ConnectionClosed):
+                await bob.recv()
+        assert bob.close_code == 1008
+
+
+async def test_who_has_joined_in_time_stays(livekit: EmbeddedServer) -> None:
+    async with hosted(livekit, timing=Timing(join_s=0.5)) as host, host.dial(bearer=host.ticket("bob")) as bob:
+        assert (await ask(bob, JOIN))["payload"]["message"] == "join_success"
+        async with host.dial(bearer=host.ticket("late")) as late, asyncio.timeout(5):
+            await late.wait_closed()
+        assert (await ask(bob, PING))["payload"] == {"message": "pong"}
+
+
+def test_it_is_ten_seconds_unless_said_otherwise() -> None:
+    assert Timing() == Timing(join_s=10, ping_interval_s=15, ping_timeout_s=5)
+
+
+async def test_a_store_that_does_not_answer_tells_the_client_to_come_back(livekit: EmbeddedServer) -> None:
+    store = BrokenStore()
+    async with hosted(livekit, store=store) as host:
+        store.is_broken = True
+        async with host.dial(bearer=host.ticket()) as bob, asyncio.timeout(5):
+            answer = await ask(bob, command("join", transaction_id=5))
+            assert (answer["payload"], answer["transaction_id"]) == ({"message": "error", "error": "internal"}, 5)
+            await bob.wait_closed()
+            assert bob.close_code == 1013
+        store.is_broken = False
+        async with host.client("bob") as again:
+            await again.join()
+
+
+async def test_a_bug_at_joining_is_internal_and_closes(door: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def join(*_arguments: object, **_options: object) -> Session:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(door.module, "join", join)
+    async with door.dial(bearer=door.ticket()) as bob, asyncio.timeout(5):
+        assert (await ask(bob, JOIN))["payload"] == {"message": "error", "error": "internal"}
+        await bob.wait_closed()
+        assert bob.close_code == 1011
+
+
+async def test_livekit_down_at_joining_leaves_livekit_out_and_says_so(door: Hosted) -> None:
+    async with door.dial(bearer=door.ticket()) as bob:
+        welcome = (await ask(bob, JOIN))["payload"]
+        assert welcome["message"] == "join_success"
+        assert "livekit" not in welcome
+        after = await take(bob)
+        assert (after["namespace"], after["payload"]) == (
+            "livekit",
+            {"message": "error", "error": "livekit_unavailable"},
+        )
+
+
+async def test_the_welcome_comes_first_and_what_was_delivered_meanwhile_after_it(
+    door: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = Delivery(MicrophoneRestrictionsDisabled(), 1.0)
+
+    join = door.module.join
+
+    async def join_and_deliver(
+        room: RoomId, participant: Participant, *, deliver: Deliver, extensions: frozenset[str]
+    ) -> Session:
+        deliver(early)
+        return await join(room, participant, deliver=deliver, extensions=extensions)
+
+    monkeypatch.setattr(door.module, "join", join_and_deliver)
+    async with door.dial(SUBPROTOCOL, f"ticket#{door.ticket()}") as bob:
+        await ask(bob, PING)
+        await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
+        frames = [await take(bob) for _ in range(3)]
+    assert [frame["payload"]["message"] for frame in frames] == [
+        "join_success",
+        "microphone_restrictions_disabled",
+        "error",
+    ]
+    # It was delivered before the welcome was made, and time does not go backwards on a connection.
+    assert [frame["timestamp"] for frame in frames] == sorted(frame["timestamp"] for frame in frames)
+
+
+async def test_the_room_is_the_one_of_the_ticket(host: Hosted) -> None:
+    async with host.client("bob") as bob:
+        assert (await bob.join())["livekit"]["room"] == ROOM
