@@ -398,32 +398,40 @@ class ModerationModule:
                 self._media,
                 self._rules,
                 clock=self._clock,
-                on_forgotten=lambda: self._let_go_of(room),
+                on_forgotten=lambda: self._on_forgotten(room),
             )
             self._meetings[room] = meeting
             metrics.MEETINGS.inc()
             meeting.start()
         return meeting
 
-    def _let_go_of(self, room: RoomId) -> None:
-        """Nothing is kept of a meeting any more; unless somebody is just beginning it anew, nothing is to be done."""
-        meeting = self._meetings.get(room)
-        if meeting is None or room in self._joining or room in self._sessions or not meeting.is_idle:
-            return
-        del self._meetings[room]
-        metrics.MEETINGS.dec()
-        self._closing.add(closing := asyncio.create_task(meeting.close()))
+    def _on_forgotten(self, room: RoomId) -> None:
+        self._closing.add(closing := asyncio.create_task(self._let_go_of(room)))
         closing.add_done_callback(self._closing.discard)
 
-    async def _close_meetings(self) -> None:
-        for meeting in self._meetings.values():
+    async def _let_go_of(self, room: RoomId) -> None:
+        """Nothing is kept of a meeting any more; unless somebody has begun it anew, nothing need run for it."""
+        meeting = self._meetings.get(room)
+        if meeting is None:
+            return
+        async with self._store.turn(room):
+            pass  # whoever still waited for a turn has had it
+        is_over = (await meeting.record()).revision == 0
+        is_unused = room not in self._joining and room not in self._sessions
+        if is_over and is_unused and self._meetings.get(room) is meeting:
+            del self._meetings[room]
             metrics.MEETINGS.dec()
             await meeting.close()
-        self._meetings.clear()
+
+    async def _close_meetings(self) -> None:
+        meetings, self._meetings = self._meetings, {}
+        for meeting in meetings.values():
+            metrics.MEETINGS.dec()
+            await meeting.close()
+        await asyncio.gather(*self._closing)
         for sessions in tuple(self._sessions.values()):
             for session in [session for listed in sessions.values() for session in listed]:
                 self.drop(session)
-        await asyncio.gather(*self._closing)
 
     async def _take_up_meetings(self) -> None:
         """Go on with what the store has kept of an earlier process: everybody in it has the grace period to return."""

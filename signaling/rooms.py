@@ -497,11 +497,6 @@ class Meeting:
         except Exception:
             log.exception("background_work_failed", room=self.room)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody waits for anything here."""
-        return self._waiting == 0 and not self._turn_is_running
-
     async def close(self) -> None:
         """End all that runs for this meeting; its state stays in the store."""
         if self._timer is not None:
