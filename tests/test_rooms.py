@@ -207,21 +207,23 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
     await restarted.close()
 
 
+async def restrict_and_die(fake: FakeRoomService, meeting: Meeting) -> None:
+    """End in the middle of a restriction."""
+    command = livekit.EnableMicrophoneRestrictions(unrestricted_participants=())
+    with fake.hang(method="UpdateParticipant") as hanging:
+        restricting = asyncio.create_task(meeting.take_turn(ALICE, command, new_command_id()))
+        await hanging.hit()
+        await meeting.close()
+    with pytest.raises(asyncio.CancelledError):
+        await restricting
+
+
 async def test_a_staged_decision_is_finished_by_the_next_turn_too(
     fake: FakeRoomService, media: RoomService, store: Store
 ) -> None:
     meeting = Meeting(RoomId("m"), store, media, Rules())
     await set_up(fake, meeting)
-    with fake.hang(method="UpdateParticipant") as hanging:
-        restricting = asyncio.create_task(
-            meeting.take_turn(
-                ALICE, livekit.EnableMicrophoneRestrictions(unrestricted_participants=()), new_command_id()
-            )
-        )
-        await hanging.hit()
-        await meeting.close()
-    with pytest.raises(asyncio.CancelledError):
-        await restricting
+    await restrict_and_die(fake, meeting)
     await until(lambda: media.answering)
     restarted = Meeting(meeting.room, store, media, Rules())
     await restarted.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
@@ -238,16 +240,7 @@ async def test_a_staged_decision_is_rolled_back_if_livekit_answers_nothing(
 ) -> None:
     meeting = Meeting(RoomId("m"), store, media, Rules())
     await set_up(fake, meeting)
-    with fake.hang(method="UpdateParticipant") as hanging:
-        restricting = asyncio.create_task(
-            meeting.take_turn(
-                ALICE, livekit.EnableMicrophoneRestrictions(unrestricted_participants=()), new_command_id()
-            )
-        )
-        await hanging.hit()
-        await meeting.close()
-    with pytest.raises(asyncio.CancelledError):
-        await restricting
+    await restrict_and_die(fake, meeting)
     await fake.offline()
     restarted = Meeting(meeting.room, store, media, Rules())
     await restarted.finish_staged()
