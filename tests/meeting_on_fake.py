@@ -138,7 +138,7 @@ async def meeting_on_fake(
         "livekit_url": fake.url,
         "livekit_api_key": fake.api_key,
         "livekit_api_secret": fake.api_secret,
-        "moderation_livekit_timeout_s": 0.3,
+        "moderation_livekit_timeout_s": 1,
         "moderation_sweep_s": 60,
         **settings,
     }

@@ -88,7 +88,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture
 async def media(fake: FakeRoomService) -> AsyncIterator[RoomService]:
-    async with RoomService(fake.url, fake.api_key, fake.api_secret, timeout_s=0.3) as service:
+    async with RoomService(fake.url, fake.api_key, fake.api_secret, timeout_s=2) as service:
         yield service
 
 
