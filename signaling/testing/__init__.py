@@ -1,1 +1,31 @@
-"""TODO."""
+"""What tests of a controller need: a media server to fail at will, people with real sound, and a client."""
+
+from signaling.testing.client import NotTold, Received, SignalingClient
+from signaling.testing.fake_room_service import FakeRoomService
+from signaling.testing.participants import (
+    JoinRefused,
+    MediaParticipant,
+    ParticipantError,
+    ParticipantProcess,
+    ParticipantProcessDied,
+    PublishRefused,
+    SignalOnlyParticipant,
+    WaitedInVain,
+    participant_token,
+)
+
+__all__ = [
+    "FakeRoomService",
+    "JoinRefused",
+    "MediaParticipant",
+    "NotTold",
+    "ParticipantError",
+    "ParticipantProcess",
+    "ParticipantProcessDied",
+    "PublishRefused",
+    "Received",
+    "SignalOnlyParticipant",
+    "SignalingClient",
+    "WaitedInVain",
+    "participant_token",
+]

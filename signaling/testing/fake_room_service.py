@@ -306,9 +306,7 @@ class FakeRoomService:
     @property
     def url(self) -> str:
         """Where it is, in http form; the same for as long as it lives."""
-        if self._port is None:
-            raise RuntimeError("FakeRoomService is used outside its `async with`")
-        return f"http://{_LOOPBACK}:{self._port}"
+        return f"http://{_LOOPBACK}:{self._known_port}"
 
     # --- What participants do ------------------------------------------------------------------------------------
 
@@ -340,7 +338,7 @@ class FakeRoomService:
         Let somebody in; whoever is there by the same identity has to go.
 
         Args:
-            token: Decides what they may do, and who they are if it says so; else `permission`, `kind` and `hidden` do.
+            token: Decides what they are and may do; else `permission`, `kind` and `hidden` do.
             permission: Without it and without a token they may publish and subscribe to everything.
             state: `JOINED` for a client that never answers LiveKit's offer; LiveKit reports no `participant_joined`.
 

@@ -33,6 +33,7 @@ _PICTURES_PER_S: Final = 10
 _SOUND_GAP_S: Final = 0.3
 _PICTURE_GAP_S: Final = 0.5
 """Frames that are further apart than this are an interruption."""
+_SETTLING_S: Final = 0.05
 _DRAINING_S: Final = 0.3
 _REMEMBERED: Final = 6_000
 _POLL_S: Final = 0.005
@@ -121,6 +122,7 @@ class _Participant:
         self._media: dict[tuple[str, str], _Medium] = {}
         self._watched: set[tuple[str, str]] = set()
         self._readers: dict[str, asyncio.Task[None]] = {}
+        self._toggled_at = float("-inf")
 
     # --- Coming and going ----------------------------------------------------------------------------------------
 
@@ -182,7 +184,12 @@ class _Participant:
             self._gone(publication)
 
         def told_muted(name: str) -> Callable[[rtc.Participant, rtc.TrackPublication], None]:
-            return lambda whose, publication: self._event(name, whose.identity, publication)
+            def tell(whose: rtc.Participant, publication: rtc.TrackPublication) -> None:
+                if whose.identity == room.local_participant.identity:
+                    self._toggled_at = time.monotonic()
+                self._event(name, whose.identity, publication)
+
+            return tell
 
         def permitted(whose: rtc.Participant | None, permission: Any) -> None:  # noqa: ANN401  the SDK's own message
             if whose is not None and whose.identity == room.local_participant.identity:
@@ -274,12 +281,26 @@ class _Participant:
         return {}
 
     async def mute(self, source: str) -> _Reply:
-        self._own(source).track.mute()
+        track = self._own(source).track
+        await self._settle()
+        track.mute()
+        self._toggled_at = time.monotonic()
         return {}
 
     async def unmute(self, source: str) -> _Reply:
-        self._own(source).track.unmute()
+        track = self._own(source).track
+        await self._settle()
+        track.unmute()
+        self._toggled_at = time.monotonic()
         return {}
+
+    async def _settle(self) -> None:
+        """
+        Wait until LiveKit has what the SDK tells it about the last mute.
+
+        Otherwise the next one may overtake that, and LiveKit be left with the older state: once in 300 times.
+        """
+        await asyncio.sleep(max(0.0, self._toggled_at + _SETTLING_S - time.monotonic()))
 
     def _own(self, source: str) -> _Published:
         try:

@@ -230,7 +230,7 @@ class MediaParticipant:
         await self._ask("mute", source=source)
 
     async def unmute(self, source: str) -> None:
-        """Unmute its own track, whoever muted it."""
+        """Unmute its own track, whoever muted it; 50 ms after that at the earliest, which the SDK needs."""
         await self._ask("unmute", source=source)
 
     # --- Listening and watching ----------------------------------------------------------------------------------

@@ -142,7 +142,10 @@ class RealDriver:
 
     async def join(self, room: str, token: str) -> Guest:  # noqa: ARG002  the token says which
         participant = await SignalOnlyParticipant.connect(self._server.url, token)
-        return _RealGuest(await self._cleanup.enter_async_context(participant))
+        await self._cleanup.enter_async_context(participant)
+        # LiveKit lists somebody a moment before calls about them arrive; this comes right after that.
+        await participant.until(lambda me: bool(me.refresh_token))
+        return _RealGuest(participant)
 
     async def join_with_media(self, room: str, token: str) -> Publisher:  # noqa: ARG002  the token says which
         if self._process is None:
