@@ -340,6 +340,8 @@ class Reconciler:
                 return Finding.UNANSWERED
             return await self.mute(room, identity, sources, only)
 
+        if within_s <= 0:
+            return False
         retrying = AsyncRetrying(
             retry=retry_if_result(lambda finding: finding.is_failure),
             wait=wait_exponential(multiplier=_FIRST_RETRY_S, max=1),

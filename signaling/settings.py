@@ -132,9 +132,9 @@ class HostPort(NamedTuple):
 
 
 def _host_port(value: object) -> object:
-    if not isinstance(value, str):
+    if isinstance(value, HostPort):
         return value
-    parts = _split(f"//{value}")
+    parts = _split(f"//{value}") if isinstance(value, str) else None
     if parts is None or not parts.hostname or parts.port is None or parts.path or parts.username is not None:
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:8700 or [::1]:0")
     return HostPort(parts.hostname, parts.port)

@@ -16,7 +16,7 @@ from livekit.api import AccessToken, LiveKitAPI, ServerError, VideoGrants
 from livekit.api.room_service import RoomService as Client
 from livekit.protocol import models
 from livekit.protocol import room as protocol
-from tenacity import AsyncRetrying, retry_if_not_exception_type, wait_exponential
+from tenacity import AsyncRetrying, retry_if_exception, wait_exponential
 
 from signaling import metrics
 from signaling.core.effects import Permission, Presence, Priority, Track
@@ -99,7 +99,14 @@ def map_error(error: BaseException) -> MediaServerError:
             return kind(f"{error.code}: {error.message} (status {error.status})")
         case TimeoutError():
             return MediaServerUnavailable("no answer in time")
-        case aiohttp.ClientResponseError() | aiohttp.InvalidURL() | DecodeError() | AttributeError():
+        case (
+            aiohttp.ClientResponseError()
+            | aiohttp.RedirectClientError()
+            | aiohttp.InvalidURL()
+            | aiohttp.NonHttpUrlClientError()
+            | DecodeError()
+            | AttributeError()
+        ):
             # The last is livekit-api's own for an error whose JSON is no object.
             return MediaServerRejected(f"unreadable answer: {type(error).__name__}")
         case _:
@@ -320,7 +327,11 @@ class RoomService(MediaServer):
     async def _probe_until_answered(self) -> None:
         nowhere = LiveKitRoom("")
         retrying = AsyncRetrying(
-            retry=retry_if_not_exception_type(MediaServerRejected), wait=wait_exponential(multiplier=0.05, max=1)
+            # A bug too must not end the probing, or LiveKit would stay away for good.
+            retry=retry_if_exception(
+                lambda error: isinstance(error, Exception) and not isinstance(error, MediaServerRejected)
+            ),
+            wait=wait_exponential(multiplier=0.05, max=1),
         )
         # Any answer will do, also a no; `_call` notes it.
         with contextlib.suppress(MediaServerRejected):
