@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -168,13 +169,21 @@ class Meeting:
 
         Raises:
             TooManyWaiting: As many wait as may.
-            StoreError: It was not committed; what LiveKit did meanwhile is brought back to the state.
+            StoreError: The store did not answer, or this process ends. A decision that was staged by then is finished
+                as soon as it can be; any other came to nothing.
         """
         if self._waiting >= MAX_WAITING and sender != CONTROLLER:
             raise TooManyWaiting
         self._waiting += 1
         metrics.COMMANDS_WAITING.inc()
-        return await asyncio.shield(self.spawn(self._turn(sender, command, command_id)))
+        turn = self.spawn(self._turn(sender, command, command_id))
+        try:
+            return await asyncio.shield(turn)
+        except asyncio.CancelledError as error:
+            waiting = asyncio.current_task()
+            if turn.cancelled() and waiting is not None and not waiting.cancelling():
+                raise StoreError("the meeting is being closed") from error
+            raise
 
     async def _turn(self, sender: ParticipantId, command: AnyCommand, command_id: CommandId) -> Conclusion | Refusal:
         is_waiting = True
@@ -300,7 +309,7 @@ class Meeting:
         findings = {who: _finding(tasks.get(who)) for who in places}
         for who, finding in findings.items():
             if finding.is_failure and who in live:
-                self.spawn(self._mute_late(decision, places[who], who, sources, live[who]))
+                self.run_in_background(self._mute_late(decision, places[who], who, sources, live[who]))
         return findings
 
     async def _mute_late(
@@ -313,7 +322,7 @@ class Meeting:
     ) -> None:
         within_s = decision.at + FRESH_S - self._clock()
         if await self.reconciler.mute_late(room, Identity(participant), sources, tracks, within_s):
-            await self._announce(participant, decision.sender)
+            await _until_done(lambda: self._announce(participant, decision.sender))
 
     async def _announce(self, participant: ParticipantId, moderator: ParticipantId) -> None:
         async with self._writing:
@@ -410,16 +419,16 @@ class Meeting:
         self.reconciler.repair(state.members)
 
     async def delete_doomed_rooms(self) -> None:
-        """Delete the rooms of the meeting that is over, however long it takes LiveKit to answer; then forget it."""
-        for room in sorted((await self.record()).state.doomed):
-            retrying = AsyncRetrying(
-                retry=retry_if_exception_type(MediaServerError), wait=wait_exponential(multiplier=0.1, max=5)
-            )
-            await retrying(self._delete_room, room)
+        """Delete the rooms of the meeting that is over, however long LiveKit and the store take; then forget it."""
+        for room in sorted((await _until_done(self.record)).state.doomed):
+            await _until_done(partial(self._delete_room, room))
+        if await _until_done(self._forget):
+            self._on_forgotten()
+
+    async def _forget(self) -> bool:
         record = await self._store.read(self.room)
         is_over = record is not None and not record.state.members and not record.state.doomed
-        if record is not None and is_over and await self._store.forget(self.room, record.revision):
-            self._on_forgotten()
+        return record is not None and is_over and await self._store.forget(self.room, record.revision)
 
     async def _delete_room(self, room: LiveKitRoom) -> None:
         async with self._opening:
@@ -446,7 +455,7 @@ class Meeting:
         if deadlines:
             delay_s = max(min(deadlines) - self._clock(), 0)
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, lambda: self.run_in_background(self._expire()))
+            self._timer = loop.call_later(delay_s, lambda: self.run_in_background(_until_done(self._expire)))
 
     async def _expire(self) -> None:
         state = (await self.record()).state
@@ -506,6 +515,19 @@ class Meeting:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.reconciler.close()
+
+
+async def _until_done(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Do what has to be done some time, however often LiveKit or the store fails."""
+
+    async def attempt() -> Result:
+        return await work()
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type((MediaServerError, StoreError)), wait=wait_exponential(multiplier=0.1, max=5)
+    )
+    result: Result = await retrying(attempt)
+    return result
 
 
 _SEVERITY: Final = {

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from signaling.core.decisions import AnyCommand, Conclusion, Enter
+from signaling.core.decisions import AnyCommand, Conclusion, Enter, LoseConnections
 from signaling.core.participants import Participant, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import Block, MeetingState
-from signaling.identifiers import LiveKitRoom, ParticipantId, RoomId
+from signaling.errors import StoreError
+from signaling.identifiers import CONTROLLER, LiveKitRoom, ParticipantId, RoomId
 from signaling.livekit.room_service import RoomService
 from signaling.messages import control, livekit
 from signaling.rooms import Meeting, Rules, new_command_id
@@ -189,7 +190,7 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
         muting = asyncio.create_task(meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id()))
         await hanging.hit()
         await meeting.close()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(StoreError):
         await muting
     fake.unpublish("m", BOB, track)  # the call that hung may still have been carried out
     fake.publish("m", BOB, "microphone")
@@ -214,7 +215,7 @@ async def restrict_and_die(fake: FakeRoomService, meeting: Meeting) -> None:
         restricting = asyncio.create_task(meeting.take_turn(ALICE, command, new_command_id()))
         await hanging.hit()
         await meeting.close()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(StoreError):
         await restricting
 
 
@@ -316,4 +317,58 @@ async def test_a_bug_while_carrying_out_rolls_back_and_is_no_secret(
     assert isinstance(
         await meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id()), Conclusion
     )
+    await meeting.close()
+
+
+class Failing:
+    """A store that does not answer for a while."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.failures = 0
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the store has
+        return getattr(self._store, name)
+
+    async def write(self, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401 - as the store has them
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("the store does not answer")
+        return await self._store.write(*args, **kwargs)
+
+
+@pytest.fixture
+async def failing(store: Store) -> Failing:
+    return Failing(store)
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+async def test_a_place_is_given_up_although_the_store_failed_when_it_was_due(
+    fake: FakeRoomService, media: RoomService, store: Store, failing: Failing
+) -> None:
+    meeting = Meeting(RoomId("m"), cast("Store", failing), media, Rules(empty_s=60))
+    store.listen(lambda commit: meeting.note(commit.record))
+    await set_up(fake, meeting)
+    await meeting.commit_now(CONTROLLER, LoseConnections(frozenset({BOB}), until=1.0))  # long over
+    failing.failures = 2
+    await until(lambda: BOB not in fake.permissions("m"))
+    assert failing.failures == 0
+    await meeting.close()
+
+
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
+async def test_the_rooms_of_an_ended_meeting_are_deleted_although_the_store_failed(
+    fake: FakeRoomService, media: RoomService, failing: Failing
+) -> None:
+    forgotten = asyncio.Event()
+    meeting = Meeting(RoomId("m"), cast("Store", failing), media, Rules(), on_forgotten=forgotten.set)
+    await set_up(fake, meeting)
+    with fake.hang(method="DeleteRoom", times=1) as hanging:
+        await meeting.end()
+        await hanging.hit()
+        failing.failures = 2
+    async with asyncio.timeout(10):
+        await forgotten.wait()
+    assert fake.rooms == ()
+    assert failing.failures == 0
     await meeting.close()
