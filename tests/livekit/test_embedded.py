@@ -343,7 +343,7 @@ async def test_it_ends_with_its_parent(path: Path, how: str) -> None:
     assert parent.stdin is not None
     async with asyncio.timeout(LIMIT_S):
         pid = int(await parent.stdout.readline())
-    assert program_of(pid) == path.resolve()  # noqa: ASYNC240 - a look, no wait
+    assert program_of(pid) == path.resolve()
     if how == "killed":
         parent.kill()
     else:
