@@ -174,12 +174,12 @@ class Session:
         The connection broke: place and media are kept for the grace period, for this participant to join again.
 
         Raises:
-            StoreError: Nothing changed.
+            StoreError: Nothing changed; it may be tried again.
         """
         if self._is_over or self._give_way():
             return
-        self._finish()
         await self._module.lose_connections(self._meeting, frozenset({self.id}))
+        self._finish()
 
     def may_see(self, event: Event) -> bool:
         """Whether events of this namespace go to this session."""

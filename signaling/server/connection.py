@@ -7,6 +7,7 @@ from typing import Final, Protocol, assert_never
 
 import structlog
 from aiolimiter import AsyncLimiter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -221,19 +222,20 @@ class Connection:
         await self._socket.close(code)
 
     async def _end(self, *, is_leaving: bool) -> None:
-        """The connection is gone. Commands that run go on; the place goes with a 1000 of the client, else is kept."""
+        """The connection is gone. Commands that run go on; the place goes with a client's 1000, else it is kept."""
         if self._joining is not None:
             await asyncio.wait({self._joining})
-        session = self._session
-        if session is None:
-            return
-        try:
-            if is_leaving:
-                await session.leave()
-            else:
-                await session.disconnect()
-        except StoreError as error:
-            log.error("store_failed", room=session.room, error=str(error))  # noqa: TRY400 - no bug, no traceback
+        if self._session is not None:
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(StoreError),
+                wait=wait_exponential(multiplier=0.1, max=5),
+                before_sleep=self._log_failure,
+            )
+            await retrying(self._session.leave if is_leaving else self._session.disconnect)
+
+    def _log_failure(self, attempt: RetryCallState) -> None:
+        error = None if attempt.outcome is None else attempt.outcome.exception()
+        log.error("store_failed", room=self._ticket.room, error=str(error))
 
 
 def _pong(payload: object) -> Event:

@@ -92,20 +92,10 @@ class Handshake:
             return _refusal(refused.code)
         return None
 
-    def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> Response | None:
-        """Use the ticket up if this becomes a connection; another one may have been quicker."""
-        ticket = self._verified.get(connection)
-        if ticket is None:
-            return None
-        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            del self._verified[connection]
-            return None
-        try:
-            self._tickets.use(ticket)
-        except InvalidTicket as error:
-            del self._verified[connection]
-            return _refusal("invalid_ticket", str(error))
-        return None
+    def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> None:
+        """Use the ticket up if this becomes a connection; nobody came in between, since nothing is awaited there."""
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            self._tickets.use(self._verified[connection])
 
     @staticmethod
     def select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

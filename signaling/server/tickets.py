@@ -20,7 +20,7 @@ from signaling.identifiers import BreakoutId, ParticipantId, RoomId
 from signaling.identifiers import parse_breakout_id as to_breakout_id
 from signaling.identifiers import parse_participant_id as to_participant_id
 from signaling.identifiers import parse_room_id as to_room_id
-from signaling.messages.control import DisplayName
+from signaling.messages.control import MAX_DISPLAY_NAME, DisplayName
 from signaling.settings import TicketAlgorithm
 
 AUDIENCE: Final = "livekit-moderation"
@@ -189,7 +189,7 @@ def make_ticket(
         "aud": AUDIENCE,
         "sub": participant.id,
         "room": room,
-        "name": participant.display_name or participant.id[:100],
+        "name": participant.display_name or participant.id[:MAX_DISPLAY_NAME],
         "role": participant.role.value,
         "kind": participant.kind.value,
         "jti": uuid4().hex,

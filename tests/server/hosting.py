@@ -1,7 +1,8 @@
 """The server on a free port, and clients of all kinds."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from signaling.server import ModerationServer, make_ticket
 from signaling.server.websocket import Timing
 from signaling.settings import ServerSettings
 from signaling.stores.contract import Store
-from signaling.testing.client import SUBPROTOCOL, SignalingClient
+from signaling.testing.client import SignalingClient
 from tests.server.keys import SECRET
 
 ROOM = RoomId("standup")
@@ -85,10 +86,11 @@ class Hosted:
             async with connecting:
                 return 101, "connected"
         except InvalidStatus as refused:
-            assert refused.response.headers["Content-Type"] == "application/json"
-            body = json.loads(refused.response.body)
-            assert body.keys() == {"error"}
-            return refused.response.status_code, body["error"]
+            response = refused.response
+        assert response.headers["Content-Type"] == "application/json"
+        body = json.loads(response.body)
+        assert body.keys() == {"error"}
+        return response.status_code, body["error"]
 
 
 @asynccontextmanager
@@ -108,9 +110,17 @@ async def hosted(
         **settings,
     }
     built = ServerSettings(**chosen)
-    async with ModerationModule(built, store=store) as module:
-        async with ModerationServer(built, module=module, timing=timing or Timing()) as server:
-            yield Hosted(server)
+    async with (
+        ModerationModule(built, store=store) as module,
+        ModerationServer(built, module=module, timing=timing or Timing()) as server,
+    ):
+        yield Hosted(server)
+
+
+def pause(livekit: EmbeddedServer) -> None:
+    """Stall LiveKit; from here on it answers nothing more, not even what it had begun to."""
+    livekit.pause()
+    os.waitid(os.P_PID, livekit.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 async def ask(connection: ClientConnection, frame: object) -> dict[str, Any]:
@@ -131,5 +141,3 @@ def command(action: str, namespace: str = "control", transaction_id: object = No
 
 
 PING = command("ping", "echo")
-Dial = Callable[..., connect]
-__all__ = ["FREE", "PING", "ROOM", "SUBPROTOCOL", "Dial", "Hosted", "ask", "command", "hosted", "take"]

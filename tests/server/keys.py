@@ -37,8 +37,9 @@ def pair(algorithm: TicketAlgorithm) -> Pair:
 @cache
 def unsuitable_pems() -> dict[str, str]:
     """Public keys that no algorithm accepts."""
+    short = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - to be refused
     return {
-        "a short RSA key": _pems("RS256", rsa.generate_private_key(public_exponent=65537, key_size=1024)).public,
+        "a short RSA key": _pems("RS256", short).public,
         "a P-384 key": _pems("ES256", ec.generate_private_key(ec.SECP384R1())).public,
     }
 

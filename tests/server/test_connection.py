@@ -10,7 +10,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import MAX_FRAME_BYTES
 from signaling.server import connection as server_connection
 from signaling.testing.client import SignalingClient
-from tests.server.hosting import PING, Hosted, ask, command, hosted, take
+from tests.server.hosting import PING, Hosted, ask, command, hosted, pause, take
 
 JOIN = command("join")
 RESTRICT = command("enable_microphone_restrictions", "livekit", unrestricted_participants=[])
@@ -64,6 +64,7 @@ async def test_an_unknown_namespace_is_told_with_the_transaction_id(door: Hosted
 @pytest.mark.parametrize("namespace", ["livekit", "livekit_moderation", "control", "echo"])
 async def test_a_wrong_transaction_id_is_told_in_the_commands_namespace(door: Hosted, namespace: str) -> None:
     async with door.dial(bearer=door.ticket()) as bob:
+        wrong: object
         for wrong in (-1, 2**64, "", "t" * 65, 1.5, True, [], {}):
             answer = await ask(bob, {"namespace": namespace, "payload": {"action": "ping"}, "transaction_id": wrong})
             assert answer["namespace"] == namespace
@@ -107,6 +108,7 @@ async def test_a_ping_is_answered_before_joining_with_its_transaction_id(door: H
 
 async def test_what_is_no_ping_is_told_in_echo(door: Hosted) -> None:
     async with door.dial(bearer=door.ticket()) as bob:
+        payload: object
         for payload in ({"action": "pong"}, {}, None, [], "ping"):
             answer = await ask(bob, {"namespace": "echo", "payload": payload, "transaction_id": 1})
             assert (answer["namespace"], answer["transaction_id"]) == ("echo", 1)
@@ -118,16 +120,17 @@ async def test_pings_and_tokens_are_answered_while_a_command_runs(host: Hosted, 
     async with host.client("alice", Role.MODERATOR) as alice, host.client("bob") as bob:
         await alice.join()
         await bob.join()
-        livekit.pause()
+        pause(livekit)
         await alice.send("force_mute", participants=["bob"], transaction_id="long")
         await alice.send("create_new_access_token", transaction_id="token")
         await alice.wait_for("credentials")
         for transaction_id in range(50):
             await alive(alice, transaction_id)
-        assert alice.told("result", "livekit_moderation") == []
+        assert [frame.transaction_id for frame in alice.inbox if frame.message == "result"] == ["token"]
         livekit.resume()
-        result = await alice.wait_for("result", namespace="livekit_moderation")
-        assert result.transaction_id == "long"
+        await alice.wait_for(
+            "result", namespace="livekit_moderation", where=lambda frame: frame.transaction_id == "long"
+        )
 
 
 # --- Commands --------------------------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ async def test_a_client_that_goes_does_not_take_its_running_commands_along(
         await bob.join()
         async with host.client("alice", Role.MODERATOR) as alice:
             await alice.join()
-            livekit.pause()
+            pause(livekit)
             await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
             await alive(alice, 1)
             alice.connection.transport.abort()
@@ -213,40 +216,47 @@ async def test_a_client_that_goes_does_not_take_its_running_commands_along(
 
 
 async def test_too_many_commands_are_refused_in_their_namespace_and_pings_never_are(livekit: EmbeddedServer) -> None:
-    async with hosted(livekit, moderation_rate_per_s=0.001, moderation_rate_burst=2) as host:
-        async with host.dial(bearer=host.ticket("alice", Role.MODERATOR)) as alice:
-            assert (await ask(alice, JOIN))["payload"]["message"] == "join_success"
-            assert (await ask(alice, RESTRICT))["payload"]["message"] == "microphone_restrictions_enabled"
-            for frame in (RESTRICT, command("raise_hand"), command("get_state", "livekit_moderation")):
-                answer = await ask(alice, frame | {"transaction_id": "t"})
-                assert (answer["namespace"], answer["transaction_id"]) == (frame["namespace"], "t")
-                assert answer["payload"] == {"message": "error", "error": "rate_limit_exceeded"}
-            for _ in range(100):
-                assert (await ask(alice, PING))["payload"] == {"message": "pong"}
-            assert (await ask(alice, "no command at all"))["payload"]["error"] == "invalid_json"
+    async with (
+        hosted(livekit, moderation_rate_per_s=0.001, moderation_rate_burst=2) as host,
+        host.dial(bearer=host.ticket("alice", Role.MODERATOR)) as alice,
+    ):
+        assert (await ask(alice, JOIN))["payload"]["message"] == "join_success"
+        assert (await ask(alice, RESTRICT))["payload"]["message"] == "microphone_restrictions_enabled"
+        for frame in (RESTRICT, command("raise_hand"), command("get_state", "livekit_moderation")):
+            answer = await ask(alice, frame | {"transaction_id": "t"})
+            assert (answer["namespace"], answer["transaction_id"]) == (frame["namespace"], "t")
+            assert answer["payload"] == {"message": "error", "error": "rate_limit_exceeded"}
+        for _ in range(100):
+            assert (await ask(alice, PING))["payload"] == {"message": "pong"}
+        assert (await ask(alice, "no command at all"))["payload"]["error"] == "invalid_json"
 
 
 async def test_one_command_too_many_is_answered_by_a_result_where_one_was_asked_for(livekit: EmbeddedServer) -> None:
-    async with hosted(livekit, moderation_rate_per_s=0.001, moderation_rate_burst=1) as host:
-        async with host.client("alice", Role.MODERATOR) as alice:
-            await alice.join()
-            result = await alice.command("enable_microphone_restrictions", unrestricted_participants=[])
-            assert (result["action"], result["error"]) == ("enable_microphone_restrictions", "rate_limit_exceeded")
-            await alice.wait_for("error", where=lambda frame: frame.payload["error"] == "rate_limit_exceeded")
-            result = await alice.command("what_was_sent", namespace="livekit_moderation")
-            assert "action" not in result
-            await alive(alice, 1)
-            assert alice.told("error", "livekit_moderation") == []
+    async with (
+        hosted(livekit, moderation_rate_per_s=0.001, moderation_rate_burst=1) as host,
+        host.client("alice", Role.MODERATOR) as alice,
+    ):
+        await alice.join()
+        result = await alice.command("enable_microphone_restrictions", unrestricted_participants=[])
+        assert (result["action"], result["error"]) == ("enable_microphone_restrictions", "rate_limit_exceeded")
+        await alice.wait_for("error", where=lambda frame: frame.payload["error"] == "rate_limit_exceeded")
+        result = await alice.command("what_was_sent", namespace="livekit_moderation")
+        assert "action" not in result
+        await alive(alice, 1)
+        assert alice.told("error", "livekit_moderation") == []
 
 
 async def test_the_rate_comes_back_with_time(livekit: EmbeddedServer) -> None:
-    async with hosted(livekit, moderation_rate_per_s=1_000, moderation_rate_burst=1) as host:
-        async with host.dial(bearer=host.ticket()) as bob, asyncio.timeout(5):
-            await ask(bob, JOIN)
-            answers = [await ask(bob, command("no_such_command"))]
-            while answers[-1]["payload"]["error"] == "rate_limit_exceeded":
-                answers.append(await ask(bob, command("no_such_command")))
-            assert answers[-1]["payload"]["error"] == "invalid_command"
+    async with (
+        hosted(livekit, moderation_rate_per_s=1_000, moderation_rate_burst=1) as host,
+        host.dial(bearer=host.ticket()) as bob,
+        asyncio.timeout(5),
+    ):
+        await ask(bob, JOIN)
+        answers = [await ask(bob, command("no_such_command"))]
+        while answers[-1]["payload"]["error"] == "rate_limit_exceeded":
+            answers.append(await ask(bob, command("no_such_command")))
+        assert answers[-1]["payload"]["error"] == "invalid_command"
 
 
 async def test_each_connection_has_a_rate_of_its_own(livekit: EmbeddedServer) -> None:
@@ -261,18 +271,21 @@ async def test_more_running_commands_than_a_connection_may_have_are_refused(
     livekit: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_connection, "MAX_RUNNING", 3)
-    async with hosted(livekit, moderation_rate_per_s=100, moderation_rate_burst=100) as host:
-        async with host.dial(bearer=host.ticket("alice", Role.MODERATOR)) as alice, asyncio.timeout(10):
-            await ask(alice, JOIN)
-            livekit.pause()
-            for number in range(5):
-                await alice.send(json.dumps(RESTRICT | {"transaction_id": number}))
-            refused = [await take(alice) for _ in range(2)]
-            assert [frame["transaction_id"] for frame in refused] == [3, 4]
-            assert {frame["payload"]["error"] for frame in refused} == {"rate_limit_exceeded"}
-            assert (await ask(alice, PING))["payload"] == {"message": "pong"}
-            livekit.resume()
-            assert [(await take(alice))["transaction_id"] for _ in range(3)] == [0, 1, 2]
+    async with (
+        hosted(livekit, moderation_rate_per_s=100, moderation_rate_burst=100) as host,
+        host.dial(bearer=host.ticket("alice", Role.MODERATOR)) as alice,
+        asyncio.timeout(10),
+    ):
+        await ask(alice, JOIN)
+        pause(livekit)
+        for number in range(5):
+            await alice.send(json.dumps(RESTRICT | {"transaction_id": number}))
+        refused = [await take(alice) for _ in range(2)]
+        assert [frame["transaction_id"] for frame in refused] == [3, 4]
+        assert {frame["payload"]["error"] for frame in refused} == {"rate_limit_exceeded"}
+        assert (await ask(alice, PING))["payload"] == {"message": "pong"}
+        livekit.resume()
+        assert [(await take(alice))["transaction_id"] for _ in range(3)] == [0, 1, 2]
 
 
 async def test_a_flood_of_frames_does_not_hold_others_up(door: Hosted) -> None:

@@ -10,7 +10,8 @@ from websockets.exceptions import InvalidStatus
 from signaling import Role
 from signaling.server.handshake import Origins
 from signaling.settings import HostPort
-from tests.server.hosting import PING, SUBPROTOCOL, Hosted, ask, hosted
+from signaling.testing.client import SUBPROTOCOL
+from tests.server.hosting import PING, Hosted, ask, hosted
 
 OTHER = "wamp.2.json"
 

@@ -14,7 +14,7 @@ from signaling.server.websocket import Timing
 from signaling.session import Deliver, Session
 from signaling.stores.contract import Record
 from signaling.stores.memory import MemoryStore
-from tests.server.hosting import PING, ROOM, SUBPROTOCOL, Hosted, ask, command, hosted, take
+from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted, pause, take
 
 JOIN = command("join")
 MUTE = command("force_mute", "livekit", participants=["bob"])
@@ -156,7 +156,7 @@ async def test_joining_again_is_refused(host: Hosted) -> None:
 
 
 async def test_joining_again_while_joining_is_refused_too(host: Hosted, livekit: EmbeddedServer) -> None:
-    livekit.pause()
+    pause(livekit)
     async with host.dial(bearer=host.ticket()) as bob:
         await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
         answer = await ask(bob, command("join", transaction_id=2))
@@ -228,7 +228,6 @@ async def test_the_welcome_comes_first_and_what_was_delivered_meanwhile_after_it
     door: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early = Delivery(MicrophoneRestrictionsDisabled(), 1.0)
-
     join = door.module.join
 
     async def join_and_deliver(
@@ -238,8 +237,7 @@ async def test_the_welcome_comes_first_and_what_was_delivered_meanwhile_after_it
         return await join(room, participant, deliver=deliver, extensions=extensions)
 
     monkeypatch.setattr(door.module, "join", join_and_deliver)
-    async with door.dial(SUBPROTOCOL, f"ticket#{door.ticket()}") as bob:
-        await ask(bob, PING)
+    async with door.dial(bearer=door.ticket()) as bob:
         await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
         frames = [await take(bob) for _ in range(3)]
     assert [frame["payload"]["message"] for frame in frames] == [

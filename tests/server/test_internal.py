@@ -1,0 +1,100 @@
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+
+from signaling import ModerationModule, StoreError
+from signaling.livekit.embedded import EmbeddedServer
+from signaling.server import internal
+from tests.server.hosting import Hosted, hosted, pause
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
+        yield session
+
+
+async def get(http: aiohttp.ClientSession, host: Hosted, path: str) -> tuple[int, Mapping[str, Any]]:
+    async with http.get(f"{host.server.internal_url}{path}") as response:
+        assert response.content_type == "application/json"
+        return response.status, await response.json()
+
+
+async def test_healthz_says_that_the_process_answers(door: Hosted, http: aiohttp.ClientSession) -> None:
+    assert await get(http, door, "/healthz") == (200, {"status": "ok"})
+
+
+async def test_readyz_says_that_clients_may_come(host: Hosted, http: aiohttp.ClientSession) -> None:
+    everything = {"status": "ready", "listening": True, "store": True, "livekit": True}
+    assert await get(http, host, "/readyz") == (200, everything)
+
+
+async def test_livekit_that_does_not_answer_is_no_reason_not_to_come(
+    livekit: EmbeddedServer, http: aiohttp.ClientSession
+) -> None:
+    async with hosted(livekit, moderation_livekit_timeout_s=0.2) as host:
+        pause(livekit)
+        async with host.client("bob") as bob:
+            await bob.join()
+            status, answer = await get(http, host, "/readyz")
+        livekit.resume()
+    assert (status, answer) == (200, {"status": "ready", "listening": True, "store": True, "livekit": False})
+
+
+async def test_a_store_that_fails_is_a_reason(
+    door: Hosted, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_module: ModerationModule) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(ModerationModule, "check_store", fail)
+    status, answer = await get(http, door, "/readyz")
+    assert (status, answer["status"], answer["listening"], answer["store"]) == (503, "unavailable", True, False)
+
+
+async def test_a_store_that_hangs_is_a_reason_too(
+    door: Hosted, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_module: ModerationModule) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ModerationModule, "check_store", hang)
+    monkeypatch.setattr(internal, "_STORE_TIMEOUT_S", 0.01)
+    status, answer = await get(http, door, "/readyz")
+    assert (status, answer["store"]) == (503, False)
+
+
+async def test_who_does_not_listen_is_not_ready(door: Hosted, http: aiohttp.ClientSession) -> None:
+    await door.server._websocket.close()
+    status, answer = await get(http, door, "/readyz")
+    assert (status, answer["status"], answer["listening"]) == (503, "unavailable", False)
+    assert await get(http, door, "/healthz") == (200, {"status": "ok"})
+
+
+async def test_metrics_are_for_prometheus(host: Hosted, http: aiohttp.ClientSession) -> None:
+    async def value(name: str) -> float:
+        async with http.get(f"{host.server.internal_url}/metrics") as response:
+            assert response.headers["Content-Type"].startswith("text/plain; version=")
+            lines = (await response.text()).splitlines()
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        return float(line.split()[1])
+
+    async with host.client("alice") as alice, host.client("bob") as bob:
+        assert await value("moderation_connections") == 2
+        await alice.join()
+        await bob.join()
+        assert await value("moderation_sessions") == 2
+        assert await value("moderation_meetings") == 1
+    await host.server._websocket.close()
+    assert await value("moderation_connections") == 0
+
+
+async def test_nothing_else_is_there(door: Hosted, http: aiohttp.ClientSession) -> None:
+    for path in ("/", "/signaling", "/metrics/", "/v1/rooms/standup"):
+        async with http.get(f"{door.server.internal_url}{path}") as response:
+            assert response.status == 404
+    async with http.post(f"{door.server.internal_url}/healthz", data=b"x") as response:
+        assert response.status == 405

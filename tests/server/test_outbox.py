@@ -1,0 +1,180 @@
+import asyncio
+import json
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+
+import pytest
+import structlog
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.server import ServerConnection, broadcast
+from websockets.exceptions import ConnectionClosed
+
+from signaling import Role
+from signaling.livekit.embedded import EmbeddedServer
+from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery
+from signaling.messages.livekit import MicrophoneRestrictionsDisabled
+from signaling.server import outbox
+from signaling.server.outbox import MAX_UNREAD_BYTES
+from signaling.server.websocket import Timing
+from tests.server.hosting import PING, Hosted, ask, command, hosted, take
+
+JOIN = command("join")
+PEOPLE = 8
+
+
+class Broadcasts:
+    """What was broadcast, and to how many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[int, str]] = []
+        self._broadcast = broadcast
+        monkeypatch.setattr(outbox, "broadcast", self)
+
+    def __call__(self, connections: Iterable[ServerConnection], text: str) -> None:
+        connections = list(connections)
+        self.seen.append((len(connections), text))
+        self._broadcast(connections, text)
+
+    def of(self, message: str) -> list[int]:
+        """To how many connections each broadcast of this event went."""
+        return [count for count, text in self.seen if json.loads(text)["payload"]["message"] == message]
+
+
+async def joined(stack: AsyncExitStack, host: Hosted, *names: str) -> list[ClientConnection]:
+    """People who have joined, and have read their welcome."""
+    people = []
+    for name in names:
+        role = Role.MODERATOR if name == "alice" else Role.USER
+        connection = await stack.enter_async_context(host.dial(bearer=host.ticket(name, role)))
+        assert (await ask(connection, JOIN))["payload"]["message"] == "join_success"
+        people.append(connection)
+    return people
+
+
+async def send_without_end(connection: ClientConnection, frame: str) -> None:
+    """Send for as long as it goes."""
+    async with asyncio.timeout(60):
+        while True:
+            await connection.send(frame)
+
+
+async def until(connection: ClientConnection, message: str) -> dict[str, object]:
+    """Read on until this event."""
+    async with asyncio.timeout(10):
+        while (frame := await take(connection))["payload"]["message"] != message:
+            pass
+    return frame
+
+
+async def test_an_event_for_everybody_is_encoded_once(host: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as stack:
+        alice, *others = await joined(stack, host, "alice", *(f"p{number}" for number in range(PEOPLE)))
+        broadcasts = Broadcasts(monkeypatch)
+        await alice.send(json.dumps(command("enable_microphone_restrictions", "livekit", unrestricted_participants=[])))
+        for connection in (alice, *others):
+            await until(connection, "microphone_restrictions_enabled")
+    assert broadcasts.of("microphone_restrictions_enabled") == [PEOPLE + 1]
+
+
+async def test_the_senders_own_copy_is_the_only_other_one(host: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as stack:
+        *others, alice = await joined(stack, host, *(f"p{number}" for number in range(PEOPLE)), "alice")
+        broadcasts = Broadcasts(monkeypatch)
+        await alice.send(json.dumps(command("disable_microphone_restrictions", "livekit", transaction_id=1)))
+        for connection in (alice, *others):
+            await until(connection, "microphone_restrictions_disabled")
+    assert broadcasts.of("microphone_restrictions_disabled") == [PEOPLE, 1]
+
+
+async def test_what_is_put_in_goes_out_in_order(door: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(door.dial(bearer=door.ticket(f"p{n}"))) for n in range(2)]
+        for client in clients:
+            await ask(client, PING)
+        assert door.server._websocket._server is not None
+        sockets = {each.remote_address: each for each in door.server._websocket._server.connections}
+        both, one = (sockets[client.local_address] for client in clients)
+        broadcasts = Broadcasts(monkeypatch)
+        box = door.server._websocket._outbox
+        first, second, own = (Delivery(MicrophoneRestrictionsDisabled(), number, number) for number in (1, 2, 3))
+        box.put(both, first)
+        box.put(one, first)
+        box.put(both, own)
+        box.put(both, second)
+        box.put(one, second)
+        got = [
+            [(await take(client))["transaction_id"] for _ in range(size)]
+            for client, size in zip(clients, (3, 2), strict=True)
+        ]
+    assert got == [[1, 3, 2], [1, 2]]
+    assert [count for count, _ in broadcasts.seen] == [2, 1, 2]
+
+
+async def test_what_cannot_be_encoded_keeps_nothing_from_others(door: Hosted) -> None:
+    class Unspeakable(MicrophoneRestrictionsDisabled):
+        def model_dump_json(self, **_options: object) -> str:
+            raise ZeroDivisionError
+
+    async with door.dial(bearer=door.ticket()) as bob:
+        await ask(bob, PING)
+        assert door.server._websocket._server is not None
+        (socket,) = door.server._websocket._server.connections
+        with structlog.testing.capture_logs() as logged:
+            door.server._websocket._outbox.put(socket, Delivery(Unspeakable(), 1))
+            door.server._websocket._outbox.put(socket, Delivery(MicrophoneRestrictionsDisabled(), 2))
+            assert (await take(bob))["payload"]["message"] == "microphone_restrictions_disabled"
+        assert [entry["event"] for entry in logged] == ["delivery_failed"]
+
+
+async def test_who_does_not_read_is_cut_off_and_delays_nobody(livekit: EmbeddedServer) -> None:
+    async with (
+        hosted(livekit, moderation_rate_per_s=10_000, moderation_rate_burst=1_000) as host,
+        AsyncExitStack() as stack,
+    ):
+        alice, bob, carol = await joined(stack, host, "alice", "bob", "carol")
+        bob.transport.pause_reading()
+        many = [f"{'p' * 120}{number}" for number in range(5_000)]
+        size = len(json.dumps(many))
+        assert MAX_FRAME_BYTES / 2 < size < MAX_FRAME_BYTES
+        with structlog.testing.capture_logs() as logged:
+            async with asyncio.timeout(20):
+                while not any(entry["event"] == "slow_reader_cut_off" for entry in logged):
+                    for frame in (
+                        command("enable_microphone_restrictions", "livekit", unrestricted_participants=many),
+                        command("disable_microphone_restrictions", "livekit"),
+                    ):
+                        await alice.send(json.dumps(frame))
+                    await until(alice, "microphone_restrictions_disabled")
+                    await until(carol, "microphone_restrictions_disabled")
+                for each in (alice, carol):
+                    await ask(each, PING)
+        bob.transport.resume_reading()
+        async with asyncio.timeout(5):
+            await bob.wait_closed()
+        assert bob.close_code == 1006
+
+
+async def test_who_sends_pings_and_reads_no_answer_is_cut_off_too(door: Hosted) -> None:
+    async with door.dial(bearer=door.ticket()) as bob:
+        bob.transport.pause_reading()
+        ping = json.dumps(PING | {"transaction_id": "t" * 64})
+        with pytest.raises(ConnectionClosed):
+            await send_without_end(bob, ping)
+
+
+def test_nobody_may_leave_more_than_a_mebibyte_unread() -> None:
+    assert MAX_UNREAD_BYTES == 1024 * 1024
+
+
+async def test_who_answers_no_ping_is_dropped() -> None:
+    async with (
+        hosted(timing=Timing(ping_interval_s=0.05, ping_timeout_s=0.5)) as door,
+        door.dial(bearer=door.ticket("good")) as good,
+        door.dial(bearer=door.ticket()) as bob,
+    ):
+        bob.transport.pause_reading()
+        assert door.server._websocket._server is not None
+        async with asyncio.timeout(5):
+            while len(door.server._websocket._server.connections) > 1:
+                await ask(good, PING)
+        bob.transport.abort()
