@@ -11,6 +11,7 @@ from signaling import Role
 from signaling.server.handshake import Origins
 from signaling.settings import HostPort
 from signaling.testing.client import SUBPROTOCOL
+from tests.meeting_on_fake import until
 from tests.server.hosting import PING, Hosted, ask, hosted
 
 OTHER = "wamp.2.json"
@@ -107,7 +108,7 @@ async def test_a_request_that_is_no_websocket_leaves_the_ticket_as_it_is(door: H
     ):
         assert response.status == 426
         assert ticket not in await response.text()
-    assert door.server._websocket._handshake._verified == {}
+    await until(lambda: not door.server._websocket._handshake._verified)
     assert await door.refusal(door.dial(bearer=ticket)) == (101, "connected")
 
 
