@@ -1,10 +1,12 @@
 """What every test may use."""
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake
@@ -23,6 +25,16 @@ async def no_task_is_left_behind() -> AsyncIterator[None]:
         # One that was just cancelled needs a moment to end.
         await asyncio.wait(left, timeout=1)
     assert not [task for task in left if not task.done()]
+
+
+@pytest.fixture(autouse=True)
+def logging_is_as_before() -> Iterator[None]:
+    """Logging is the process's: whoever configures it leaves it as it was."""
+    root, ours = logging.getLogger(), logging.getLogger("signaling")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], root.level, ours.level = before
+    structlog.reset_defaults()
 
 
 @pytest.fixture

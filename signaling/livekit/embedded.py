@@ -201,8 +201,9 @@ class EmbeddedServer:
         return tuple(self._log_lines)
 
     def pause(self) -> None:
-        """Stall the server, as a machine out of breath would, until `resume`."""
+        """Stall the server, as a machine out of breath would, until `resume`; when this returns, it has stopped."""
         self._running.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on after `pause`."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-import structlog
 
 import signaling
 from signaling import Kind, Participant, Role
@@ -43,12 +42,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
     set_all(MODERATION_TICKET_KEY=SECRET, MODERATION_LISTEN="127.0.0.1:0", MODERATION_INTERNAL_LISTEN="127.0.0.1:0")
     return set_all
-
-
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 class Serving:
@@ -204,7 +197,6 @@ async def test_meetings_outlive_it_by_default(environment: Callable[..., None], 
         }
 
 
-@pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize(
     ("setting", "value", "reason"),
     [
@@ -237,7 +229,6 @@ def test_a_wrong_setting_stops_the_start_with_its_name(
     assert "too short" not in line
 
 
-@pytest.mark.usefixtures("logging_as_before")
 def test_a_port_that_is_taken_stops_the_start(
     environment: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +251,6 @@ def test_a_file_that_cannot_be_read_stops_the_start(
         assert line.startswith("NO_SUCH_SETTING: " if text == "no_such_setting = 1\n" else f"--config {path}: ")
 
 
-@pytest.mark.usefixtures("logging_as_before")
 def test_without_a_media_server_the_ways_out_are_told(
     environment: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
@@ -273,7 +263,6 @@ def test_without_a_media_server_the_ways_out_are_told(
     assert capsys.readouterr().err == f"{WAYS_OUT}\n"
 
 
-@pytest.mark.usefixtures("logging_as_before")
 def test_a_store_that_somebody_holds_stops_the_start(
     environment: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,7 +1,6 @@
 """The server on a free port, and clients of all kinds."""
 
 import json
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -115,12 +114,6 @@ async def hosted(
         ModerationServer(built, module=module, timing=timing or Timing()) as server,
     ):
         yield Hosted(server)
-
-
-def pause(livekit: EmbeddedServer) -> None:
-    """Stall LiveKit; from here on it answers nothing more, not even what it had begun to."""
-    livekit.pause()
-    os.waitid(os.P_PID, livekit.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 async def ask(connection: ClientConnection, frame: object) -> dict[str, Any]:

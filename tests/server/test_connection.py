@@ -10,7 +10,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import MAX_FRAME_BYTES
 from signaling.server import connection as server_connection
 from signaling.testing.client import SignalingClient
-from tests.server.hosting import PING, Hosted, ask, command, hosted, pause, take
+from tests.server.hosting import PING, Hosted, ask, command, hosted, take
 
 JOIN = command("join")
 RESTRICT = command("enable_microphone_restrictions", "livekit", unrestricted_participants=[])
@@ -120,7 +120,7 @@ async def test_pings_and_tokens_are_answered_while_a_command_runs(host: Hosted, 
     async with host.client("alice", Role.MODERATOR) as alice, host.client("bob") as bob:
         await alice.join()
         await bob.join()
-        pause(livekit)
+        livekit.pause()
         await alice.send("force_mute", participants=["bob"], transaction_id="long")
         await alice.send("create_new_access_token", transaction_id="token")
         await alice.wait_for("credentials")
@@ -204,7 +204,7 @@ async def test_a_client_that_goes_does_not_take_its_running_commands_along(
         await bob.join()
         async with host.client("alice", Role.MODERATOR) as alice:
             await alice.join()
-            pause(livekit)
+            livekit.pause()
             await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
             await alive(alice, 1)
             alice.connection.transport.abort()
@@ -277,7 +277,7 @@ async def test_more_running_commands_than_a_connection_may_have_are_refused(
         asyncio.timeout(10),
     ):
         await ask(alice, JOIN)
-        pause(livekit)
+        livekit.pause()
         for number in range(5):
             await alice.send(json.dumps(RESTRICT | {"transaction_id": number}))
         refused = [await take(alice) for _ in range(2)]

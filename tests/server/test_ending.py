@@ -21,7 +21,7 @@ from signaling.session import Session
 from signaling.stores.contract import AuditEntry, Record
 from signaling.stores.memory import MemoryStore
 from tests.meeting_on_fake import until
-from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted, pause
+from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted
 
 JOIN = command("join")
 BOB = ParticipantId("bob")
@@ -112,7 +112,7 @@ async def host_view(host: Hosted) -> dict[str, dict[str, dict[str, object]]]:
 async def test_a_client_that_closes_while_joining_has_left(host: Hosted, livekit: EmbeddedServer) -> None:
     async with host.client("alice", Role.MODERATOR) as alice:
         await alice.join()
-        pause(livekit)
+        livekit.pause()
         async with host.dial(bearer=host.ticket("bob")) as bob:
             await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
             await ask(bob, PING)
@@ -290,7 +290,7 @@ async def test_what_runs_when_it_stops_is_given_up_after_a_while(
             async with hosted(livekit, moderation_livekit_timeout_s=30) as host:
                 alice = await stack.enter_async_context(host.client("alice", Role.MODERATOR))
                 await alice.join()
-                pause(livekit)
+                livekit.pause()
                 await alice.send("force_mute", participants=["alice"])
                 await alice.send("ping", namespace="echo")
                 await alice.wait_for("pong", namespace="echo")

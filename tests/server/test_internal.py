@@ -8,7 +8,7 @@ import pytest
 from signaling import ModerationModule, StoreError
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.server import internal
-from tests.server.hosting import Hosted, hosted, pause
+from tests.server.hosting import Hosted, hosted
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def test_livekit_that_does_not_answer_is_no_reason_not_to_come(
     livekit: EmbeddedServer, http: aiohttp.ClientSession
 ) -> None:
     async with hosted(livekit, moderation_livekit_timeout_s=0.2) as host:
-        pause(livekit)
+        livekit.pause()
         async with host.client("bob") as bob:
             await bob.join()
             status, answer = await get(http, host, "/readyz")

@@ -14,7 +14,7 @@ from signaling.server.websocket import Timing
 from signaling.session import Deliver, Session
 from signaling.stores.contract import Record
 from signaling.stores.memory import MemoryStore
-from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted, pause, take
+from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted, take
 
 JOIN = command("join")
 MUTE = command("force_mute", "livekit", participants=["bob"])
@@ -156,7 +156,7 @@ async def test_joining_again_is_refused(host: Hosted) -> None:
 
 
 async def test_joining_again_while_joining_is_refused_too(host: Hosted, livekit: EmbeddedServer) -> None:
-    pause(livekit)
+    livekit.pause()
     async with host.dial(bearer=host.ticket()) as bob:
         await bob.send('{"namespace": "control", "payload": {"action": "join"}}')
         answer = await ask(bob, command("join", transaction_id=2))

@@ -1,7 +1,6 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -9,16 +8,6 @@ import structlog
 from signaling.server.logs import configure_logging
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJib2IifQ.c2lnbmF0dXJl"
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Logging is the process's: leave it as it was."""
-    root, ours = logging.getLogger(), logging.getLogger("signaling")
-    before = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:], root.level, ours.level = before
-    structlog.reset_defaults()
 
 
 def test_a_machine_gets_a_line_of_json_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
