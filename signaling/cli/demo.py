@@ -1,7 +1,10 @@
 """`livekit-moderation demo`."""
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
+
+from signaling.errors import ConfigurationError, SignalingError
 
 if TYPE_CHECKING:
     import argparse
@@ -24,3 +27,6 @@ def _run(arguments: "argparse.Namespace") -> int:
         return asyncio.run(perform(Console(highlight=False), once=arguments.once))
     except KeyboardInterrupt:
         return 0
+    except SignalingError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2 if isinstance(error, ConfigurationError) else 1

@@ -59,8 +59,8 @@ async def perform(console: Console, *, once: bool) -> int:
 
 
 async def _install(console: Console) -> None:
-    with console.status("livekit-server is not installed yet: building it, once") as status:
-        await install(lambda line: status.update(Text(line)))
+    with console.status("livekit-server is not installed yet") as status:
+        await install(lambda line: status.update(Text(line)) if console.is_terminal else console.print(Text(line)))
 
 
 async def _tour(console: Console, people: Cast) -> bool:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from signaling.cli import performance
+from signaling.cli import main, performance
 from signaling.cli.tour import STEPS, Cast, Line, NotTrue
 from signaling.testing.ticket_desk import TicketDesk
 
@@ -46,6 +46,25 @@ async def test_a_line_that_did_not_come_true_is_an_error(monkeypatch: pytest.Mon
     assert await performance.perform(Console(file=output, width=100), once=True) == 1
     assert "✓ join" in output.getvalue()
     assert "✗ force_mute · Bob is still heard" in output.getvalue()
+
+
+def test_without_a_media_server_and_without_go_the_ways_out_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    assert main(["demo", "--once"]) == 1
+    words = capsys.readouterr().err
+    for way_out in ("LIVEKIT_URL", "LIVEKIT_SERVER_PATH", "PATH", "Go"):
+        assert way_out in words
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MODERATION_SWEEP_S", "soon")
+    assert main(["demo", "--once"]) == 2
+    assert "MODERATION_SWEEP_S" in capsys.readouterr().err
 
 
 async def test_the_desk_hands_tickets_to_programs_and_its_own_origin_only() -> None:
