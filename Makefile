@@ -16,8 +16,8 @@ demo:
 test: lint
 	@.ci/bootstrap test
 	$(BIN)/coverage run -m pytest $(ARGS)
-	@test -n '$(ARGS)' || $(BIN)/coverage report --skip-covered --fail-under=100 \
-		--include='signaling/core/*,signaling/messages/*' >.coverage.txt || { cat .coverage.txt; exit 1; }
+	@test -n '$(ARGS)' || uncovered=$$($(BIN)/coverage report --skip-covered --fail-under=100 \
+		--include='signaling/core/*,signaling/messages/*') || { printf '%s\n' "$$uncovered"; exit 1; }
 
 lint:
 	@.ci/bootstrap
