@@ -139,6 +139,9 @@ class ModerationModule:
             return await self._join(session, participant)
         except BaseException:
             self.drop(session)
+            if participant.id not in self._sessions.get(room, {}):
+                # The commit may have been made all the same: whoever gave up then has the grace period, and no more.
+                meeting.run_in_background(self.lose_connections(meeting, frozenset({participant.id})))
             raise
         finally:
             self._joining[room] -= 1

@@ -1,15 +1,19 @@
 """The rules of the namespace `livekit`, through the embedding API, on the fake RoomService."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import jwt
 import pytest
 
 from signaling import InvalidParticipant, Kind, Participant, Role, SessionEnded
+from signaling.core.decisions import Announcement
 from signaling.core.state import POPOUTS_PER_PERSON
 from signaling.identifiers import BreakoutId, ParticipantId
 from signaling.rooms import MAX_WAITING
+from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import ROOM, MeetingOnFake, meeting_on_fake, outcomes, until
 
@@ -711,6 +715,39 @@ async def test_a_meeting_ends_when_nobody_has_been_joined_for_a_while(fake: Fake
         assert fake.rooms == (ROOM,)
         await until(lambda: not (fake.rooms or meeting.module._meetings))
         assert sources((await meeting.join("bob")).token) == ALL
+
+
+class Pausing(MemoryStore):
+    """A store whose answers can be held back, after it has written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.has_written = asyncio.Event()
+
+    async def write(
+        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
+    ) -> bool:
+        is_written = await super().write(record, announcements=announcements, audit=audit)
+        self.has_written.set()
+        await self.answers.wait()
+        return is_written
+
+
+async def test_who_gives_up_while_joining_does_not_stay_for_ever(fake: FakeRoomService) -> None:
+    store = Pausing()
+    async with meeting_on_fake(fake, store=store, moderation_disconnect_grace_s=0.1) as meeting:
+        alice = await meeting.join("alice", Role.MODERATOR)
+        store.answers.clear()
+        store.has_written.clear()
+        joining = asyncio.create_task(meeting.join("bob"))
+        await store.has_written.wait()
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        store.answers.set()
+        assert (await alice.until_told("left", "control"))["reason"] == "timeout"
 
 
 # --- Whom room-wide changes leave alone --------------------------------------------------------------------------

@@ -256,9 +256,11 @@ def _decide_for_host(
             changes = (Departed(participant, now, "timeout"),)
             return Decision(command_id, "time_out", participant, now, changes, holds=True)
         case LoseConnections(participants, until):
-            return Decision(
-                command_id, "lose_connections", CONTROLLER, now, (ConnectionLost(participants, until),), holds=True
-            )
+            present = participants & frozenset(state.members)
+            if not present:
+                return Refusal("nothing_to_do")
+            lost = (ConnectionLost(present, until),)
+            return Decision(command_id, "lose_connections", CONTROLLER, now, lost, holds=True)
         case Move(participant, breakout):
             if participant not in state.members:
                 return Refusal("nothing_to_do")

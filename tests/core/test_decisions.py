@@ -479,10 +479,13 @@ def test_nobody_leaves_or_moves_who_is_not_here(command: AnyCommand) -> None:
 
 
 def test_connections_break() -> None:
-    lost = frozenset({BOB, DAVE})
-    decision = decided(MEETING, CONTROLLER, LoseConnections(lost, AT + 10))
-    assert decision.changes == (ConnectionLost(lost, AT + 10),)
+    decision = decided(MEETING, CONTROLLER, LoseConnections(frozenset({BOB, DAVE}), AT + 10))
+    assert decision.changes == (ConnectionLost(frozenset({BOB}), AT + 10),)
     assert (decision.sender, decision.holds) == (CONTROLLER, True)
+
+
+def test_connections_of_people_who_are_not_here_do_not_break() -> None:
+    assert refused(MEETING, CONTROLLER, LoseConnections(frozenset({DAVE}), AT + 10)) == ("nothing_to_do", None)
 
 
 def test_the_meeting_ends() -> None:

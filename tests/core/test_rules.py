@@ -189,7 +189,9 @@ class Model:
                 return None if (target or sender) in self.hands else "nothing_to_do"
             case livekit.RequestPopoutStreamAccessToken():
                 return None if sender in self.tickets else "insufficient_permissions"
-            case Enter() | LoseConnections() | End() | NoteRoomDeleted():
+            case LoseConnections(people):
+                return None if people & self.tickets.keys() else "nothing_to_do"
+            case Enter() | End() | NoteRoomDeleted():
                 return None
             case _ if sender != CONTROLLER and not self.moderates(sender):
                 return "insufficient_permissions"
