@@ -61,6 +61,12 @@ def test_without_a_media_server_and_without_go_the_ways_out_are_named(
         assert way_out in words
 
 
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["demo", "--once"]) == 1
+    assert capsys.readouterr().err == "rich.console is not installed; install livekit-moderation[testing]\n"
+
+
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MODERATION_SWEEP_S", "soon")
     assert main(["demo", "--once"]) == 2
