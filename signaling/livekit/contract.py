@@ -22,10 +22,6 @@ class MediaServer(Protocol):
         """False from the moment when calls get no answer until a probe gets one; meanwhile every call fails at once."""
 
     @property
-    def last_answer_at(self) -> float:
-        """When anything was last answered, by the event loop's clock."""
-
-    @property
     def timeout_s(self) -> float:
         """The deadline of one call."""
 

@@ -167,11 +167,6 @@ class RoomService(MediaServer):
         return self._answering
 
     @property
-    def last_answer_at(self) -> float:
-        """When anything was last answered, by the event loop's clock."""
-        return self._last_answer_at
-
-    @property
     def timeout_s(self) -> float:
         """The deadline of one call."""
         return self._timeout_s
