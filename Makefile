@@ -2,12 +2,13 @@
 # make test               lint, then every test; ARGS="-k mute -x" is for pytest
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
+# make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
 # make clean              remove what was made here, .venv included
 ARGS =
 BIN = .venv/bin
 
-.PHONY: demo test lint server lock clean
+.PHONY: demo test lint server schemas lock clean
 
 demo:
 	@.ci/bootstrap demo
@@ -29,6 +30,10 @@ lint:
 server:
 	@.ci/bootstrap
 	@$(BIN)/livekit-moderation server install
+
+schemas:
+	@.ci/bootstrap
+	@$(BIN)/python -m signaling.cli.schemas schemas
 
 lock:
 	@.ci/bootstrap
