@@ -342,10 +342,12 @@ class Meeting:
         else:
             rooms = frozenset(room for who in participants if (room := state.room_of(who)) is not None)
         silent = await reconciler.look(rooms)
+        heard_of = rooms - silent
         concerned = [
             presence
             for presence in reconciler.roster
-            if presence.room in rooms and (participants is None or owner_of(presence.identity, state) in participants)
+            if presence.room in heard_of
+            and (participants is None or owner_of(presence.identity, state) in participants)
         ]
         urgent, idle = {}, {}
         for call in plan(state, concerned, remove_unknown=self._rules.remove_unknown, sources=sources):
@@ -360,7 +362,8 @@ class Meeting:
             spent_s = asyncio.get_running_loop().time() - began_at
             await asyncio.wait(idle.values(), timeout=min(IDLE_S, max(TURN_S - spent_s, 0)))
         findings = {who: Finding.UNANSWERED for who in state.members if state.room_of(who) in silent}
-        findings.update({owner_of(presence.identity, state): Finding.AGREED for presence in concerned})
+        for presence in concerned:
+            _worsen(findings, owner_of(presence.identity, state), Finding.AGREED)
         for place, task in urgent.items():
             _worsen(findings, owner_of(place[1], state), _finding(task))
         for place, task in idle.items():

@@ -411,6 +411,22 @@ async def test_people_whose_update_failed_are_left_out_of_the_event_and_retried(
     assert len(alice.told("screen_share_permissions_updated")) == 1
 
 
+async def test_people_in_a_room_that_livekit_does_not_list_have_failed_whatever_was_known_of_them(
+    meeting: MeetingOnFake,
+) -> None:
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    carol = await meeting.join("carol", breakout="blue")
+    breakout = f"{ROOM}:blue"
+    await alice.outcomes("enable_microphone_restrictions", unrestricted_participants=["bob", "carol"])
+    with meeting.fake.refuse("internal", method="ListParticipants", room=breakout):
+        came_to = await alice.result("enable_microphone_restrictions", unrestricted_participants=[])
+        assert outcomes(came_to) == {"alice": "exempt", "bob": "restricted", "carol": "failed"}
+        assert came_to["repaired_later"] == ["carol"]
+        assert not meeting.may(bob)
+        assert meeting.may(carol, room=breakout)
+    await until(lambda: not meeting.may(carol, room=breakout))
+
+
 async def test_equal_rights_are_not_told_to_livekit_again(meeting: MeetingOnFake) -> None:
     alice = await meeting.join("alice", Role.MODERATOR)
     await meeting.join("bob")
