@@ -1,18 +1,23 @@
 """What tests of a controller need: a media server to fail at will, people with real sound, and a client."""
 
-from signaling.testing.client import NotTold, Received, SignalingClient
-from signaling.testing.fake_room_service import FakeRoomService
-from signaling.testing.participants import (
-    JoinRefused,
-    MediaParticipant,
-    ParticipantError,
-    ParticipantProcess,
-    ParticipantProcessDied,
-    PublishRefused,
-    SignalOnlyParticipant,
-    WaitedInVain,
-    participant_token,
-)
+from typing import TYPE_CHECKING
+
+from signaling.lazily import names_of
+
+if TYPE_CHECKING:
+    from signaling.testing.client import NotTold, Received, SignalingClient
+    from signaling.testing.fake_room_service import FakeRoomService
+    from signaling.testing.participants import (
+        JoinRefused,
+        MediaParticipant,
+        ParticipantError,
+        ParticipantProcess,
+        ParticipantProcessDied,
+        PublishRefused,
+        SignalOnlyParticipant,
+        WaitedInVain,
+        participant_token,
+    )
 
 __all__ = [
     "FakeRoomService",
@@ -29,3 +34,6 @@ __all__ = [
     "WaitedInVain",
     "participant_token",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, __all__, ["client", "participants", "fake_room_service"])
