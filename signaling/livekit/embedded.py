@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -208,6 +208,15 @@ class EmbeddedServer:
     def resume(self) -> None:
         """Let it go on after `pause`."""
         self._running.signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stall the server for the block."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
 
     def kill(self) -> None:
         """Let the server die at once, as by a crash. It is restarted."""

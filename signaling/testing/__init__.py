@@ -7,6 +7,8 @@ from signaling.lazily import names_of
 if TYPE_CHECKING:
     from signaling.testing.client import NotTold, Received, SignalingClient
     from signaling.testing.fake_room_service import FakeRoomService
+    from signaling.testing.hosting import RunningServer
+    from signaling.testing.meeting import Meeting, Person
     from signaling.testing.participants import (
         JoinRefused,
         MediaParticipant,
@@ -23,12 +25,15 @@ __all__ = [
     "FakeRoomService",
     "JoinRefused",
     "MediaParticipant",
+    "Meeting",
     "NotTold",
     "ParticipantError",
     "ParticipantProcess",
     "ParticipantProcessDied",
+    "Person",
     "PublishRefused",
     "Received",
+    "RunningServer",
     "SignalOnlyParticipant",
     "SignalingClient",
     "WaitedInVain",
@@ -36,4 +41,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, __all__, ["client", "participants", "fake_room_service"])
+    __getattr__ = names_of(__name__, __all__, ["client", "participants", "fake_room_service", "hosting", "meeting"])
