@@ -1,10 +1,13 @@
 """What goes out: one encoded text to many connections, and nobody waits for who does not read."""
 
 import asyncio
+from collections import defaultdict
 from typing import Final
 
 import structlog
-from websockets.asyncio.server import ServerConnection, broadcast
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
 
 from signaling.messages.envelope import Delivery
 
@@ -18,7 +21,8 @@ class Outbox:
     """
     Writes what was put in during one iteration of the event loop, at the next one, in order.
 
-    A delivery that goes to many is encoded and framed for all of them at once.
+    A delivery that goes to many is encoded and framed once for all of them, and all that goes to a connection is
+    written at once: system calls are what a broadcast costs. `websockets.broadcast` frames and writes each for each.
     """
 
     def __init__(self) -> None:
@@ -36,12 +40,18 @@ class Outbox:
     def flush(self) -> None:
         """Write everything now."""
         pending, self._pending = self._pending, []
+        frames: defaultdict[ServerConnection, list[bytes]] = defaultdict(list)
         for delivery, connections in pending:
             try:
-                broadcast(connections, delivery.text)
+                frame = Frame(Opcode.TEXT, delivery.text.encode()).serialize(mask=False)
             except Exception:  # what cannot be encoded; the others are to get theirs all the same
                 log.exception("delivery_failed", message=repr(delivery))
+                continue
             for connection in connections:
+                frames[connection].append(frame)
+        for connection, parts in frames.items():
+            if connection.state is State.OPEN:
+                connection.transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
                 if connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                     _cut_off(connection)
 

@@ -1,13 +1,13 @@
 import asyncio
 import json
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import structlog
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from signaling import Role
 from signaling.livekit.embedded import EmbeddedServer
@@ -22,22 +22,20 @@ JOIN = command("join")
 PEOPLE = 8
 
 
-class Broadcasts:
-    """What was broadcast, and to how many."""
+class Frames:
+    """What was encoded and framed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[tuple[int, str]] = []
-        self._broadcast = broadcast
-        monkeypatch.setattr(outbox, "broadcast", self)
+        self.made: list[dict[str, Any]] = []
+        monkeypatch.setattr(outbox, "Frame", self)
 
-    def __call__(self, connections: Iterable[ServerConnection], text: str) -> None:
-        connections = list(connections)
-        self.seen.append((len(connections), text))
-        self._broadcast(connections, text)
+    def __call__(self, opcode: Opcode, data: bytes) -> Frame:
+        self.made.append(json.loads(data))
+        return Frame(opcode, data)
 
-    def of(self, message: str) -> list[int]:
-        """To how many connections each broadcast of this event went."""
-        return [count for count, text in self.seen if json.loads(text)["payload"]["message"] == message]
+    def of(self, message: str) -> list[object]:
+        """The transaction ids of all frames with this event."""
+        return [frame.get("transaction_id") for frame in self.made if frame["payload"]["message"] == message]
 
 
 async def joined(stack: AsyncExitStack, host: Hosted, *names: str) -> list[ClientConnection]:
@@ -69,21 +67,21 @@ async def until(connection: ClientConnection, message: str) -> dict[str, object]
 async def test_an_event_for_everybody_is_encoded_once(host: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncExitStack() as stack:
         alice, *others = await joined(stack, host, "alice", *(f"p{number}" for number in range(PEOPLE)))
-        broadcasts = Broadcasts(monkeypatch)
+        frames = Frames(monkeypatch)
         await alice.send(json.dumps(command("enable_microphone_restrictions", "livekit", unrestricted_participants=[])))
         for connection in (alice, *others):
             await until(connection, "microphone_restrictions_enabled")
-    assert broadcasts.of("microphone_restrictions_enabled") == [PEOPLE + 1]
+    assert frames.of("microphone_restrictions_enabled") == [None]
 
 
 async def test_the_senders_own_copy_is_the_only_other_one(host: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncExitStack() as stack:
         *others, alice = await joined(stack, host, *(f"p{number}" for number in range(PEOPLE)), "alice")
-        broadcasts = Broadcasts(monkeypatch)
+        frames = Frames(monkeypatch)
         await alice.send(json.dumps(command("disable_microphone_restrictions", "livekit", transaction_id=1)))
         for connection in (alice, *others):
             await until(connection, "microphone_restrictions_disabled")
-    assert broadcasts.of("microphone_restrictions_disabled") == [PEOPLE, 1]
+    assert frames.of("microphone_restrictions_disabled") == [None, 1]
 
 
 async def test_what_is_put_in_goes_out_in_order(door: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +92,7 @@ async def test_what_is_put_in_goes_out_in_order(door: Hosted, monkeypatch: pytes
         assert door.server._websocket._server is not None
         sockets = {each.remote_address: each for each in door.server._websocket._server.connections}
         both, one = (sockets[client.local_address] for client in clients)
-        broadcasts = Broadcasts(monkeypatch)
+        frames = Frames(monkeypatch)
         box = door.server._websocket._outbox
         first, second, own = (Delivery(MicrophoneRestrictionsDisabled(), number, number) for number in (1, 2, 3))
         box.put(both, first)
@@ -107,7 +105,7 @@ async def test_what_is_put_in_goes_out_in_order(door: Hosted, monkeypatch: pytes
             for client, size in zip(clients, (3, 2), strict=True)
         ]
     assert got == [[1, 3, 2], [1, 2]]
-    assert [count for count, _ in broadcasts.seen] == [2, 1, 2]
+    assert frames.of("microphone_restrictions_disabled") == [1, 3, 2]
 
 
 async def test_what_cannot_be_encoded_keeps_nothing_from_others(door: Hosted) -> None:
