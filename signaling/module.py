@@ -161,8 +161,12 @@ class ModerationModule:
         for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
             older.end("taken_over")
         data = join_data(record, self._credentials(session, record)) if livekit_answers else None
-        reconciler = meeting.reconciler if session.has_moderation else None
-        session.begin(record.revision, data, join_success(record, session.id, data=data, reconciler=reconciler))
+        welcome = None
+        if session.has_control:
+            reconciler = meeting.reconciler if session.has_moderation else None
+            attendance = meeting.attendance
+            welcome = join_success(record, session.id, attendance=attendance, data=data, reconciler=reconciler)
+        session.begin(record.revision, data, welcome)
         if data is None:
             session.tell(livekit.LiveKitError(error="livekit_unavailable"))
         if before.room_of(session.id) not in {None, record.state.room_of(session.id)}:

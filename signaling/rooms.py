@@ -36,6 +36,7 @@ from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, 
 from signaling.livekit.contract import MediaServer
 from signaling.reconciler import Reconciler
 from signaling.stores.contract import AuditEntry, Record, Store
+from signaling.view import Attendance
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -107,6 +108,7 @@ class Meeting:
         self._minted_while_staged: set[ParticipantId] = set()
         self._turn_is_running = False
         self._timer: asyncio.TimerHandle | None = None
+        self.attendance = Attendance()
         self._members_seen: Mapping[ParticipantId, Member] | None = None
         self.reconciler = Reconciler(
             room,
@@ -371,13 +373,13 @@ class Meeting:
         reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
         return {who: finding for who, finding in findings.items() if who in state.members}
 
-    async def remove_identities(self, participant: ParticipantId, state: MeetingState) -> None:
+    def remove_identities(self, participant: ParticipantId, state: MeetingState) -> Awaitable[object]:
         """Remove from LiveKit what `state`, which holds no more, had there of somebody; what fails is tried again."""
         room = state.room_of(participant)
         places = {(popout.room, popout.identity) for popout in state.popouts.get(participant, Popouts()).open}
         if room is not None:
             places.add((room, Identity(participant)))
-        await asyncio.gather(*(self.reconciler.remove(place, participant) for place in sorted(places)))
+        return asyncio.gather(*(self.reconciler.remove(place, participant) for place in sorted(places)))
 
     # --- After a crash -------------------------------------------------------------------------------------------
 

@@ -86,12 +86,16 @@ class Session:
         """What the host tells the joiner under the key `livekit`; `None` while LiveKit does not answer."""
         return None if self._join_data is None else self._join_data.model_dump(mode="json", exclude_none=True)
 
-    @property
-    def join_success(self) -> control.JoinSuccess:
-        """The whole answer to `control/join`, for hosts that speak that namespace; as of the moment of joining."""
-        if self._join_success is None:
-            raise SessionEnded(f"{self.id} has not joined")
-        return self._join_success
+    def take_join_success(self) -> control.JoinSuccess:
+        """
+        The whole answer to `control/join`, as of the moment of joining, for hosts that speak that namespace.
+
+        It may be taken once: it names everybody in the meeting, and is not kept after that.
+        """
+        taken, self._join_success = self._join_success, None
+        if taken is None:
+            raise RuntimeError("the session is without the extension `control`, or its join_success was taken before")
+        return taken
 
     @property
     def is_over(self) -> bool:
@@ -167,7 +171,9 @@ class Session:
         committed = await self._meeting.commit_now(self.id, Depart(self.id, reason))
         self._finish()
         if isinstance(committed, Committed):
-            await self._meeting.remove_identities(self.id, committed.before)
+            removing = self._meeting.remove_identities(self.id, committed.before)
+            del committed  # the state before names everybody; when a whole meeting leaves, that is a lot of names
+            await removing
 
     async def disconnect(self) -> None:
         """
@@ -207,7 +213,9 @@ class Session:
             except Exception:  # the host's callback; the others are to get theirs all the same
                 log.exception("delivery_failed", room=self.room, participant=self.id)
 
-    def begin(self, revision: int, join_data: livekit.JoinData | None, join_success: control.JoinSuccess) -> None:
+    def begin(
+        self, revision: int, join_data: livekit.JoinData | None, join_success: control.JoinSuccess | None
+    ) -> None:
         """From here on deliveries go out, beginning with those that came after `revision`."""
         self._join_data = join_data
         self._join_success = join_success

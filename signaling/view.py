@@ -1,13 +1,39 @@
 """The meeting as it is shown: to a moderator, to a joiner, and to the person concerned."""
 
-from signaling.core.decisions import participants
-from signaling.core.participants import Source
+from signaling.core.decisions import control_data
+from signaling.core.participants import SERVICES, Role, Source
 from signaling.core.policy import publishable
-from signaling.core.state import Member
+from signaling.core.state import MeetingState, Member
 from signaling.identifiers import Identity, ParticipantId
 from signaling.messages import control, livekit, moderation
 from signaling.reconciler import Reconciler
 from signaling.stores.contract import Record
+
+
+class Attendance:
+    """
+    Who is in a meeting, as joiners are told.
+
+    Each joiner is told of everybody, so what is said of somebody is made once, and anew only when it changes.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[ParticipantId, tuple[Member, Role, control.ParticipantEntry]] = {}
+
+    def entries(self, state: MeetingState) -> list[control.ParticipantEntry]:
+        """Everybody by id; services are not seen."""
+        known, self._entries = self._entries, {}
+        for participant in sorted(state.members):
+            member, role = state.members[participant], state.role_of(participant)
+            if member.kind in SERVICES:
+                continue
+            entry = known.get(participant)
+            if entry is None or entry[0] is not member or entry[1] is not role:
+                data = control_data(state, participant)
+                assert data is not None  # noqa: S101 - they are a member
+                entry = member, role, control.ParticipantEntry(id=participant, control=data)
+            self._entries[participant] = entry
+        return [entry for _, _, entry in self._entries.values()]
 
 
 def join_data(record: Record, credentials: livekit.Credentials) -> livekit.JoinData:
@@ -33,6 +59,7 @@ def join_success(
     record: Record,
     participant: ParticipantId,
     *,
+    attendance: Attendance,
     data: livekit.JoinData | None,
     reconciler: Reconciler | None,
 ) -> control.JoinSuccess:
@@ -51,7 +78,7 @@ def join_success(
         id=participant,
         display_name=state.members[participant].display_name,
         role=state.role_of(participant).value,
-        participants=tuple(entry for entry in participants(state) if entry.id != participant),
+        participants=tuple(entry for entry in attendance.entries(state) if entry.id != participant),
         livekit=data,
         livekit_moderation=view,
     )

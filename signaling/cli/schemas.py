@@ -13,7 +13,7 @@ import signaling
 from signaling import messages
 from signaling.identifiers import CONTROLLER, MAX_LENGTH, ParticipantId, parse_participant_id
 from signaling.messages import control, echo, livekit, moderation
-from signaling.messages.base import Command, Event, Message, Namespace, in_order, rfc3339
+from signaling.messages.base import Command, Event, Message, Namespace, as_timestamp, in_order, rfc3339
 from signaling.messages.envelope import MAX_FRAME_BYTES, MAX_TRANSACTION_ID, MAX_TRANSACTION_ID_LENGTH
 from signaling.server.handshake import PATH, STATUS, SUBPROTOCOL, TICKET_PREFIX
 
@@ -61,10 +61,10 @@ _AT: Final = 1_772_357_400.123
 _TOKEN: Final = "eyJhbGciOiJIUzI1NiJ9.eyJ2aWRlbyI6e319.c2lnbmF0dXJl"  # noqa: S105 - an example
 _COMMAND_ID: Final = "7f0c2b5d4e6a48c19a3b8d7e6f5a4c3b"
 _ALICE_DATA: Final = control.ControlData(
-    display_name="Alice", role="moderator", participation_kind="user", hand_is_up=False, joined_at=_AT - 60
+    display_name="Alice", role="moderator", participation_kind="user", hand_is_up=False, joined_at=rfc3339(_AT - 60)
 )
 _BOB_DATA: Final = control.ControlData(
-    display_name="Bob", role="user", participation_kind="user", hand_is_up=True, joined_at=_AT - 30
+    display_name="Bob", role="user", participation_kind="user", hand_is_up=True, joined_at=rfc3339(_AT - 30)
 )
 _JOIN_DATA: Final = livekit.JoinData(
     room="9d2b1c7e-standup",
@@ -331,11 +331,10 @@ class _Generator(GenerateJsonSchema):
             return {**inner, "description": "In any order; who is named twice counts once."}
         return {**inner, "description": "Sorted.", "uniqueItems": True}
 
-    def ser_schema(
-        self, schema: "core_schema.SerSchema | core_schema.IncExSeqSerSchema | core_schema.IncExDictSerSchema"
-    ) -> JsonSchemaValue | None:
-        """How times look."""
-        return dict(_TIMESTAMP) if schema.get("function") is rfc3339 else super().ser_schema(schema)
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        """A time is a string of a certain form."""
+        is_time = schema["function"]["function"] is as_timestamp
+        return dict(_TIMESTAMP) if is_time else super().function_before_schema(schema)
 
 
 def message_schema(namespace: Namespace, kind: type[Message]) -> Json:

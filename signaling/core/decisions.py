@@ -45,7 +45,7 @@ from signaling.identifiers import (
     popout_identity,
 )
 from signaling.messages import control, livekit, moderation
-from signaling.messages.base import Event, in_order
+from signaling.messages.base import Event, in_order, rfc3339
 
 FRESH_S: Final = 15.0
 """A mute is carried out, or tried again, only this long after its command: later it would hit what it did not mean."""
@@ -525,18 +525,8 @@ def control_data(state: MeetingState, participant: ParticipantId) -> control.Con
         role=state.role_of(participant).value,
         participation_kind=member.kind.value,
         hand_is_up=member.hand_is_up,
-        joined_at=member.joined_at,
+        joined_at=rfc3339(member.joined_at),
     )
-
-
-def participants(state: MeetingState) -> tuple[control.ParticipantEntry, ...]:
-    """Everybody whom a joiner is told of, by id; services are not seen."""
-    entries = []
-    for participant in sorted(state.members):
-        data = control_data(state, participant)
-        if data is not None and data.participation_kind not in SERVICES:
-            entries.append(control.ParticipantEntry(id=participant, control=data))
-    return tuple(entries)
 
 
 def _outcomes(

@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
-    PlainSerializer,
     Strict,
     ValidationError,
 )
@@ -71,8 +70,15 @@ def rfc3339(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _seconds(at: object) -> object:
-    return datetime.fromisoformat(at).timestamp() if isinstance(at, str) else at
+def as_timestamp(at: object) -> object:
+    """A time as `rfc3339` has it: of seconds, or of any form of RFC 3339; whatever else is left to be refused."""
+    match at:
+        case str():
+            return rfc3339(datetime.fromisoformat(at).timestamp())
+        case int() | float() if not isinstance(at, bool):
+            return rfc3339(at)
+        case _:
+            return at
 
 
 Participant = Annotated[ParticipantId, AfterValidator(parse_participant_id)]
@@ -85,8 +91,8 @@ ParticipantIds = Annotated[
 ]
 """Ids, sorted and unique, 5,000 at most."""
 
-Timestamp = Annotated[float, BeforeValidator(_seconds), PlainSerializer(rfc3339, return_type=str)]
-"""Seconds since the epoch here, RFC 3339 in UTC on the wire."""
+Timestamp = Annotated[str, BeforeValidator(as_timestamp)]
+"""RFC 3339 in UTC, also made of seconds since the epoch: once, however often it is sent."""
 
 
 CommandType = TypeVar("CommandType", bound=Command)

@@ -180,7 +180,7 @@ class Connection:
             return
         self._session = session
         held_back, self._held_back = self._held_back or [], None
-        self._answer(session.join_success, transaction_id)
+        self._answer(session.take_join_success(), transaction_id)
         for delivery in held_back:
             self._send(delivery)
         session.ended.add_done_callback(self._on_ended)

@@ -152,6 +152,9 @@ class WebSocketServer:
 
     async def _serve(self, socket: ServerConnection) -> None:
         ticket = self._handshake.take_ticket(socket)
+        for head in (socket.request, socket.response):
+            if head is not None:
+                head.headers.clear()  # the ticket is in there, and they are kept for as long as the connection is
         connection = Connection(
             socket,
             ticket,

@@ -12,7 +12,6 @@ from signaling.core.decisions import (
     conclude,
     control_data,
     force_muted,
-    participants,
 )
 from signaling.core.effects import Agree, Finding
 from signaling.core.participants import Kind, Participant, Role
@@ -402,14 +401,6 @@ def test_every_announcement_names_the_command_that_caused_it() -> None:
 
 
 # --- What may be known of people ---------------------------------------------------------------------------------
-
-
-def test_a_joiner_is_told_of_everybody_but_services() -> None:
-    assert participants(WITH_RECORDER) == (
-        control.ParticipantEntry(id=ALICE, control=data(ALICE, "moderator")),
-        control.ParticipantEntry(id=BOB, control=data(BOB)),
-        control.ParticipantEntry(id=CAROL, control=data(CAROL)),
-    )
 
 
 def test_people_are_shown_with_the_role_that_holds() -> None:

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from signaling.errors import MessageError
 from signaling.identifiers import ParticipantId
 from signaling.messages import control, livekit, moderation
-from signaling.messages.base import parse_payload
+from signaling.messages.base import parse_payload, rfc3339
 from signaling.messages.envelope import Delivery
 from tests.messages.wire import concrete, dumped, event_of, parsed, reversed_keys, row, text_of, with_unknown_keys
 
@@ -26,7 +26,9 @@ COMMANDS = [
     row(control.RevokeModeratorRole(target=BOB), '{"action": "revoke_moderator_role", "target": "bob"}'),
 ]
 
-DATA = control.ControlData(display_name="Bob", role="user", participation_kind="user", hand_is_up=False, joined_at=AT)
+DATA = control.ControlData(
+    display_name="Bob", role="user", participation_kind="user", hand_is_up=False, joined_at=rfc3339(AT)
+)
 DATA_TEXT = (
     '{"display_name": "Bob", "role": "user", "participation_kind": "user", "hand_is_up": false,'
     ' "joined_at": "2026-03-01T09:30:00.123Z"}'
@@ -76,7 +78,7 @@ EVENTS = [
         control.Update(
             id=ParticipantId("sip:49"),
             control=control.ControlData(
-                display_name="", role="guest", participation_kind="sip", hand_is_up=True, joined_at=0
+                display_name="", role="guest", participation_kind="sip", hand_is_up=True, joined_at=rfc3339(0)
             ),
         ),
         '{"message": "update", "id": "sip:49", "control": {"display_name": "", "role": "guest",'

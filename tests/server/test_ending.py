@@ -15,6 +15,7 @@ from signaling import Role, StoreError
 from signaling.core.decisions import Announcement
 from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
+from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import websocket
 from signaling.server.websocket import CLOSE_TIMEOUT_S, STOP_S
 from signaling.session import Session
@@ -218,7 +219,7 @@ async def test_the_last_delivery_goes_out_before_the_close(host: Hosted) -> None
         await restricting
         (session,) = host.module._sessions[ROOM][BOB]
         for number in range(100):
-            session.tell(session.join_success, number)
+            session.tell(MicrophoneRestrictionsDisabled(), number)
         session.end("kicked")
         assert await bob.closed() == 1000
         assert bob.inbox[-1].transaction_id == 99
