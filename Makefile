@@ -2,13 +2,14 @@
 # make test               lint, then every test; ARGS="-k mute -x" is for pytest
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
+# make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
 # make clean              remove what was made here, .venv included
 ARGS =
 BIN = .venv/bin
 
-.PHONY: demo test lint server schemas lock clean
+.PHONY: demo test lint server docs schemas lock clean
 
 demo:
 	@.ci/bootstrap demo
@@ -31,6 +32,10 @@ server:
 	@.ci/bootstrap
 	@$(BIN)/livekit-moderation server install
 
+docs:
+	@.ci/bootstrap
+	@$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html
+
 schemas:
 	@.ci/bootstrap
 	@$(BIN)/python -m signaling.cli.schemas schemas
@@ -42,5 +47,5 @@ lock:
 		-o .ci/requirements.lock $(ARGS)
 
 clean:
-	rm -rf .venv build dist .coverage .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist docs/_build .coverage .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from signaling.module import ModerationModule
     from signaling.session import Session
     from signaling.settings import Settings
+    from signaling.stores.contract import AuditEntry
 
 __version__ = "0.1.0"
 __all__ = [
+    "AuditEntry",
     "BreakoutId",
     "ConfigurationError",
     "Delivery",
@@ -59,5 +61,14 @@ if not TYPE_CHECKING:
     __getattr__ = names_of(
         __name__,
         __all__,
-        ["identifiers", "errors", "core.participants", "settings", "messages.envelope", "session", "module"],
+        [
+            "identifiers",
+            "errors",
+            "core.participants",
+            "settings",
+            "messages.envelope",
+            "stores.contract",
+            "session",
+            "module",
+        ],
     )

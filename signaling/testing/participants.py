@@ -245,7 +245,7 @@ class MediaParticipant:
             since: Only what is heard from then on counts; without it, being heard just now is enough.
 
         Returns:
-            When that began: the first audible frame of 20 ms, by `time.monotonic`.
+            The time of the first audible frame of 20 ms, by `time.monotonic`.
 
         Raises:
             WaitedInVain: They were not; the message has the levels of all.
