@@ -1,0 +1,502 @@
+"""
+A crowd of real LiveKit participants in one small Go program: many publishers, and clients that cheat.
+
+A publisher costs about a thousandth of a core, where one of `signaling.testing` costs forty times that. Nobody in the
+crowd listens; for that there is `ParticipantProcess`.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Literal, Required, Self, TypeAlias, TypedDict, Unpack
+
+from signaling.errors import ConfigurationError, MediaServerFailed
+from signaling.livekit import installation
+from signaling.testing.participants import (
+    JoinRefused,
+    ParticipantError,
+    ParticipantProcessDied,
+    PublishRefused,
+    WaitedInVain,
+)
+
+_DIRECTORY: Final = Path(__file__).parent
+_BUILD_PREFIX: Final = "crowd-build-"
+_LINE_BYTES: Final = 2**20
+_STDERR_BYTES: Final = 16_384
+_CALL_S: Final = 60.0
+"""For what the program itself gives up after 10 s each: connecting, the answers to it, the media."""
+_GRACE_S: Final = 5.0
+_SOUNDS: Final = frozenset({"microphone", "screen_share_audio"})
+_ERRORS: Final = MappingProxyType({kind.__name__: kind for kind in (JoinRefused, ParticipantError, PublishRefused)})
+
+EventName: TypeAlias = Literal[
+    "joined",  # with the permission
+    "permission",
+    "published",
+    "unpublished",  # by LiveKit or by itself
+    "mute",  # by LiveKit
+    "refresh_token",
+    "leave",  # LiveKit ended the session, and says why
+    "closed",  # LiveKit closed the signaling without a word; media goes on
+    "participant",  # about somebody else, for who watches
+]
+
+
+class Publication(TypedDict, total=False):
+    """
+    A track to publish.
+
+    Attributes:
+        source: What the client says it is.
+        sound: Whether it really is sound, a tone; what fits the source when nothing is said. A picture otherwise.
+        type: What the client says it is; the truth when nothing is said.
+        muted: From the beginning.
+    """
+
+    source: Required[str]
+    sound: bool
+    type: Literal["AUDIO", "VIDEO"]
+    muted: bool
+
+
+class Behaviour(TypedDict, total=False):
+    """
+    What a client does; by default it is honest.
+
+    Attributes:
+        publish: At once; a string is a source.
+        auto_subscribe: Have LiveKit send what others publish; it is thrown away.
+        compression: Ask for compressed signaling, as browsers do.
+        answers_offers: Whether it answers LiveKit's offer of media; who does not stays JOINED. True by default.
+        path_query: What to add to the address, such as `publish=x`, which makes a second session `identity#x`.
+        unmute_always: Unmute at once after each mute by LiveKit.
+        republish_always: Publish anew what LiveKit took away, as soon as it lets one.
+        watch: Get `participant` events.
+    """
+
+    publish: Sequence[Publication | str]
+    auto_subscribe: bool
+    compression: bool
+    answers_offers: bool
+    path_query: str
+    unmute_always: bool
+    republish_always: bool
+    watch: bool
+
+
+class Join(Behaviour):
+    """Arguments of `Crowd.join`."""
+
+    url: Required[str]
+    token: Required[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Somebody else's track, as a watcher is told of it."""
+
+    sid: str
+    source: str
+    type: str
+    muted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    Something that a member was told.
+
+    Attributes:
+        at: When, by `time.monotonic`.
+        identity, state, tracks: With `participant`, whom it is about.
+        source, track_sid: Of the track that it is about.
+        muted: With `mute`: whether it was muted, or unmuted.
+        can_publish, sources: With `joined` and `permission`; no sources at all allow every one, as in LiveKit.
+        reason: Of `leave` as LiveKit names it, of `closed` in words.
+    """
+
+    name: EventName
+    at: float
+    identity: str = ""
+    state: str = ""
+    tracks: tuple[Track, ...] = ()
+    source: str = ""
+    track_sid: str = ""
+    muted: bool = False
+    can_publish: bool = False
+    sources: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Member:
+    """Somebody in the crowd. Every method raises `ParticipantProcessDied` when the program is no more."""
+
+    def __init__(self, crowd: "Crowd", number: int, url: str) -> None:
+        """Made by `Crowd.join`."""
+        self._crowd = crowd
+        self._number = number
+        self._url = url
+        self._behaviour: dict[str, object] = {}
+        self._identity = self._sid = self._refresh_token = ""
+        self._tracks: list[str] = []
+        self._events: list[Event] = []
+        self._news = asyncio.Event()
+
+    @property
+    def identity(self) -> str:
+        """Who it is for LiveKit."""
+        return self._identity
+
+    @property
+    def sid(self) -> str:
+        """LiveKit's id of this session."""
+        return self._sid
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """The sids of what it publishes, oldest first."""
+        return tuple(self._tracks)
+
+    @property
+    def refresh_token(self) -> str:
+        """The last token that LiveKit gave it to come back with; empty before there was one."""
+        return self._refresh_token
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All that it was told, oldest first."""
+        return tuple(self._events)
+
+    async def publish(self, publication: Publication | str) -> str:
+        """
+        Publish one more track, and return its sid.
+
+        Raises:
+            PublishRefused: LiveKit says that it may not.
+
+        """
+        answer = await self._ask("publish", publish=[_explicit(publication)])
+        return str(answer["tracks"][0])
+
+    async def unpublish(self, track_sid: str) -> None:
+        """End its own track."""
+        await self._ask("unpublish", track_sid=track_sid)
+
+    async def mute(self, track_sid: str) -> None:
+        """Mute its own track; returns when LiveKit was told so."""
+        await self._ask("mute", track_sid=track_sid, muted=True)
+
+    async def unmute(self, track_sid: str) -> None:
+        """Unmute its own track, whoever muted it; returns when LiveKit was told so."""
+        await self._ask("mute", track_sid=track_sid, muted=False)
+
+    async def leave(self) -> None:
+        """Leave the room."""
+        await self._ask("leave")
+
+    async def rejoin(self, token: str, **behaviour: Unpack[Behaviour]) -> None:
+        """
+        Leave, if it has not left, and join with this token; `publish` apart, what is not said is as before.
+
+        Who may not publish everything is out again.
+
+        Raises:
+            JoinRefused: LiveKit did not let it in.
+            PublishRefused: It may not publish that.
+
+        """
+        self._tracks.clear()
+        publish = [_explicit(publication) for publication in behaviour.get("publish", ())]
+        self._behaviour |= {"answers_offers": True, **self._behaviour, **behaviour, "publish": publish}
+        await self._ask("join", url=self._url, token=token, **self._behaviour)
+
+    async def wait_for(
+        self,
+        name: EventName,
+        condition: Callable[[Event], bool] = lambda _: True,
+        *,
+        since: float = 0,
+        timeout_s: float = 10,
+    ) -> Event:
+        """
+        Wait for an event, or find it among those of before.
+
+        Args:
+            condition: What must be true of it.
+            since: It must not be older, by `time.monotonic`.
+
+        Raises:
+            WaitedInVain: It did not come; the message has what did.
+
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    for event in self._events:
+                        if event.name == name and event.at >= since and condition(event):
+                            return event
+                    self._crowd.raise_if_dead()
+                    await self._news.wait()
+        except TimeoutError:
+            told = ", ".join(f"{event.name} {event.track_sid}".rstrip() for event in self._events)
+            raise WaitedInVain(f"{self._identity} was not told {name} within {timeout_s:g} s, but: {told}") from None
+
+    def _take(self, told: dict[str, Any]) -> None:
+        """Learn from a line of the program's."""
+        match told["event"]:
+            case "joined":
+                self._identity, self._sid = told["identity"], told.pop("sid")
+            case "published":
+                self._tracks.append(told["track_sid"])
+            case "unpublished" if told["track_sid"] in self._tracks:
+                self._tracks.remove(told["track_sid"])
+            case "refresh_token":
+                self._refresh_token = told.pop("token")
+            case _:
+                pass
+        tracks = tuple(Track(**track) for track in told.pop("tracks", ()))
+        sources = tuple(told.pop("sources", ()))
+        self._events.append(Event(name=told.pop("event"), tracks=tracks, sources=sources, **told))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _ask(self, operation: str, **arguments: object) -> dict[str, Any]:
+        return await self._crowd.ask(operation, self._number, arguments)
+
+
+class Crowd:
+    """
+    The program, built when it must be, and everybody in it. It ends with this process, however that ends.
+
+    Use it as an async context manager; leaving it takes everybody out.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: tuple[asyncio.Task[None], ...] = ()
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._members: list[Member] = []
+        self._requests = 0
+        self._stderr = bytearray()
+        self._death: ParticipantProcessDied | None = None
+        self._death_is_known = False
+        self._ending = False
+
+    async def __aenter__(self) -> Self:
+        """
+        Build the program, if that was not done before, and start it.
+
+        Raises:
+            ConfigurationError: There is nowhere to build it.
+            MediaServerMissing: There is no Go to build it with, and none could be had.
+            MediaServerFailed: It could not be built; the message holds the compiler's last lines.
+
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            await build(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            start_new_session=True,  # Ctrl-C in a terminal is for us to answer
+        )
+        self._reading = (
+            asyncio.create_task(self._read(self._process), name="crowd"),
+            asyncio.create_task(self._read_stderr(self._process), name="crowd's stderr"),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """
+        Let everybody leave, and end the program.
+
+        Raises:
+            ParticipantProcessDied: It had ended before, and nobody was told so far.
+
+        """
+        process = self._child
+        self._ending = True
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await asyncio.wait(self._reading)
+        for task in self._reading:
+            task.result()
+        if self._death is not None and not self._death_is_known and error is None:
+            raise self._death
+
+    @property
+    def pid(self) -> int:
+        """The program's process id."""
+        return self._child.pid
+
+    async def join(self, url: str, token: str, **behaviour: Unpack[Behaviour]) -> Member:
+        """
+        Let somebody join; returns when all of their media flows.
+
+        Args:
+            url: Of LiveKit, in ws form.
+
+        Raises:
+            JoinRefused: LiveKit did not let them in.
+            PublishRefused: They may not publish that.
+
+        """
+        member = Member(self, len(self._members), url)
+        self._members.append(member)
+        await member.rejoin(token, **behaviour)
+        return member
+
+    async def join_many(self, joins: Iterable[Join], *, at_once: int = 8) -> Sequence[Member]:
+        """`join` for each of them, so many at a time; they are returned in this order."""
+        turn = asyncio.Semaphore(at_once)
+
+        async def join(arguments: Join) -> Member:
+            async with turn:
+                return await self.join(**arguments)
+
+        async with asyncio.TaskGroup() as group:
+            joining = [group.create_task(join(arguments)) for arguments in joins]
+        return [task.result() for task in joining]
+
+    def raise_if_dead(self) -> None:
+        """Raise `ParticipantProcessDied` if the program has ended by itself."""
+        if self._death is not None:
+            self._death_is_known = True
+            raise self._death
+
+    async def ask(self, operation: str, number: int, arguments: dict[str, object]) -> dict[str, Any]:
+        """Let the program do something for a member; for `Member`."""
+        self.raise_if_dead()
+        stdin = self._child.stdin
+        if stdin is None or self._ending:
+            raise ParticipantError("the crowd has left")
+        self._requests += 1
+        request = self._requests
+        answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[request] = answered
+        message = {"request": request, "op": operation, "member": number, "arguments": arguments}
+        stdin.write(json.dumps(message).encode() + b"\n")
+        try:
+            async with asyncio.timeout(_CALL_S):
+                answer = await answered
+        except ParticipantProcessDied:
+            self._death_is_known = True
+            raise
+        finally:
+            del self._answers[request]
+        if "error" in answer:
+            raise _ERRORS[answer["error"]](answer["message"])
+        return answer
+
+    @property
+    def _child(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("Crowd is used outside its `async with`")
+        return self._process
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Pass on what the program says, until it ends."""
+        output = process.stdout
+        if output is None:
+            raise RuntimeError("the program was started without its pipes")
+        while line := await output.readline():
+            message: dict[str, Any] = json.loads(line)
+            if "event" in message:
+                self._members[message.pop("member")]._take(message)
+            else:
+                answered = self._answers.get(message["request"])
+                if answered is not None and not answered.done():
+                    answered.set_result(message)
+        status = await process.wait()
+        if not self._ending:
+            await asyncio.wait(self._reading[1:])
+            self._death = ParticipantProcessDied(status, tuple(self._stderr.decode(errors="replace").splitlines()))
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(self._death or ParticipantError("the crowd has left"))
+        for member in self._members:
+            member._wake()
+
+    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
+        output = process.stderr
+        if output is None:
+            raise RuntimeError("the program was started without its pipes")
+        while block := await output.read(_LINE_BYTES):
+            self._stderr += block
+            del self._stderr[:-_STDERR_BYTES]
+
+
+def _explicit(publication: Publication | str) -> Publication:
+    given: Publication = {"source": publication} if isinstance(publication, str) else publication
+    is_sound = given.get("sound", given["source"] in _SOUNDS)
+    return {"sound": is_sound, "type": "AUDIO" if is_sound else "VIDEO", **given}
+
+
+async def build() -> Path:
+    """
+    Build the program into the user's cache directory, unless one of these sources is there already.
+
+    Raises:
+        ConfigurationError: There is no such directory.
+        MediaServerMissing: There is no Go to build it with, and none could be had.
+        MediaServerFailed: It could not be built; the message holds the compiler's last lines.
+
+    """
+    server = installation._installed_path()
+    if server is None:
+        raise ConfigurationError("XDG_CACHE_HOME: is not set, and there is no home directory to build the crowd into")
+    sources = sorted([*_DIRECTORY.glob("*.go"), _DIRECTORY / "go.mod", _DIRECTORY / "go.sum"])
+    digest = hashlib.sha256(b"\0".join(part for path in sources for part in (path.name.encode(), path.read_bytes())))
+    target = server.parent / f"crowd-{digest.hexdigest()[:16]}"
+    if installation._is_program(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    async with installation._locked(target.parent / "crowd.lock", lambda _: None):
+        if installation._is_program(target):  # somebody else has built it while we waited
+            return target
+        for left_behind in target.parent.glob(f"{_BUILD_PREFIX}*"):  # by a build that was killed
+            await asyncio.to_thread(installation._remove, left_behind)
+        directory = Path(tempfile.mkdtemp(prefix=_BUILD_PREFIX, dir=target.parent))
+        try:
+            (await _build(directory)).replace(target)
+        finally:
+            await asyncio.to_thread(installation._remove, directory)
+    return target
+
+
+async def _build(directory: Path) -> Path:
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    go = await installation._find_go(environment)
+    if go is not None:
+        environment |= await installation._caches_if_needed(go, directory, environment)
+    else:
+        go = await installation._fetch_go(directory / "go", environment)
+        environment |= installation._caches(directory)
+    built = directory / "crowd"
+    status, lines = await installation._run(
+        [str(go), "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(built), "."],
+        environment,
+        _DIRECTORY,
+    )
+    if status != 0:
+        raise MediaServerFailed(installation._failure("The crowd could not be built", status, lines))
+    return built
