@@ -249,10 +249,11 @@ class ModerationModule:
         finally:
             self._senders.pop(command_id, None)
         duration_s = time.perf_counter() - began_at
-        _log_answer(session, command_id, action, answer, duration_s)
         with_result = session.has_moderation and transaction_id is not None and spoken is not Namespace.CONTROL
         for event in answers(spoken, action, command_id, answer, with_result=with_result):
             session.tell(event, transaction_id)
+        # When what was told has gone out, since nobody waits for the log.
+        asyncio.get_running_loop().call_soon(_log_answer, session, command_id, action, answer, duration_s)
 
     async def _carry_out(
         self,

@@ -192,8 +192,9 @@ class RoomService(MediaServer):
             self._rooms[room] = known
             self._creating.add(known)
             known.add_done_callback(lambda done: self._keep_room(room, done))
-        # One who gives up must not take the room away from those who wait with them.
-        await asyncio.wait({known})
+        if not known.done():
+            # One who gives up must not take the room away from those who wait with them.
+            await asyncio.wait({known})
         if known.cancelled():
             raise MediaServerUnavailable("the connection to LiveKit was closed")
         known.result()

@@ -114,6 +114,7 @@ class Connection:
             return
         if frame.namespace is Namespace.ECHO:
             self._answer(_pong(frame.payload), frame.transaction_id)
+            self._outbox.flush()  # at once: it is how clients see whether anybody is there
         elif not self._limiter.has_capacity():
             self._refuse(frame)
         else:
