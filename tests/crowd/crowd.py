@@ -8,16 +8,14 @@ crowd listens; for that there is `ParticipantProcess`.
 import asyncio
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Required, Self, TypeAlias, TypedDict, Unpack
 
-from signaling.errors import ConfigurationError, MediaServerFailed
-from signaling.livekit import installation
+from signaling.errors import MediaServerFailed
+from signaling.livekit.building import Progress, build_once, cache_directory, failure, find_go, run
 from signaling.testing.participants import (
     JoinRefused,
     ParticipantError,
@@ -27,7 +25,6 @@ from signaling.testing.participants import (
 )
 
 _DIRECTORY: Final = Path(__file__).parent
-_BUILD_PREFIX: Final = "crowd-build-"
 _LINE_BYTES: Final = 2**20
 _STDERR_BYTES: Final = 16_384
 _CALL_S: Final = 60.0
@@ -461,42 +458,21 @@ async def build() -> Path:
         MediaServerFailed: It could not be built; the message holds the compiler's last lines.
 
     """
-    server = installation._installed_path()
-    if server is None:
-        raise ConfigurationError("XDG_CACHE_HOME: is not set, and there is no home directory to build the crowd into")
     sources = sorted([*_DIRECTORY.glob("*.go"), _DIRECTORY / "go.mod", _DIRECTORY / "go.sum"])
     digest = hashlib.sha256(b"\0".join(part for path in sources for part in (path.name.encode(), path.read_bytes())))
-    target = server.parent / f"crowd-{digest.hexdigest()[:16]}"
-    if installation._is_program(target):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    async with installation._locked(target.parent / "crowd.lock", lambda _: None):
-        if installation._is_program(target):  # somebody else has built it while we waited
-            return target
-        for left_behind in target.parent.glob(f"{_BUILD_PREFIX}*"):  # by a build that was killed
-            await asyncio.to_thread(installation._remove, left_behind)
-        directory = Path(tempfile.mkdtemp(prefix=_BUILD_PREFIX, dir=target.parent))
-        try:
-            (await _build(directory)).replace(target)
-        finally:
-            await asyncio.to_thread(installation._remove, directory)
+    target = cache_directory() / f"crowd-{digest.hexdigest()[:16]}"
+    await build_once(target, _build, lambda _: None)
     return target
 
 
-async def _build(directory: Path) -> Path:
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    go = await installation._find_go(environment)
-    if go is not None:
-        environment |= await installation._caches_if_needed(go, directory, environment)
-    else:
-        go = await installation._fetch_go(directory / "go", environment)
-        environment |= installation._caches(directory)
+async def _build(directory: Path, progress: Progress) -> Path:
+    go, environment = await find_go(directory, progress)
     built = directory / "crowd"
-    status, lines = await installation._run(
+    status, lines = await run(
         [str(go), "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(built), "."],
         environment,
         _DIRECTORY,
     )
     if status != 0:
-        raise MediaServerFailed(installation._failure("The crowd could not be built", status, lines))
+        raise MediaServerFailed(failure("The crowd could not be built", status, lines))
     return built

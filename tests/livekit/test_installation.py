@@ -11,7 +11,7 @@ import pytest
 
 import signaling
 from signaling.errors import ConfigurationError, MediaServerFailed, MediaServerMissing
-from signaling.livekit import installation
+from signaling.livekit import building
 from signaling.livekit.installation import VERSION, WAYS_OUT, find, install, require
 
 ROOT = Path(signaling.__file__).parents[1]
@@ -205,7 +205,7 @@ async def test_go_gets_other_caches_when_its_own_cannot_be_written(
 
 
 async def test_it_says_how_long_the_build_has_taken(machine: Machine) -> None:
-    machine.monkeypatch.setattr(installation, "_PROGRESS_S", 0.01)
+    machine.monkeypatch.setattr(building, "_PROGRESS_S", 0.01)
     pipe = machine.directory / "pipe.go"
     os.mkfifo(pipe)
     os.mkfifo(machine.directory / "pipe")
@@ -388,3 +388,20 @@ async def test_two_at_once_in_one_process_build_once(machine: Machine, progress:
     assert set(await asyncio.gather(install(progress.append), install(progress.append))) == {machine.installed}
     assert len(machine.calls) == 1
     assert sum(line.startswith("Another process") for line in progress) == 1
+
+
+async def test_a_build_waits_for_that_of_another_program(tmp_path: Path) -> None:
+    somebody_waits = asyncio.Event()
+
+    async def build(directory: Path, _: building.Progress) -> Path:
+        await somebody_waits.wait()
+        built = directory / "built"
+        built.touch()
+        return built
+
+    async with asyncio.timeout(LIMIT_S):
+        built = await asyncio.gather(
+            *(building.build_once(tmp_path / name, build, lambda _: somebody_waits.set()) for name in ("one", "other"))
+        )
+    assert built == [True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["install.lock", "one", "other"]
