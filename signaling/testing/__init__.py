@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from signaling.lazily import names_of
 
 if TYPE_CHECKING:
+    from signaling.testing.child import ParticipantError, ParticipantProcessDied
     from signaling.testing.client import NotTold, Received, SignalingClient
     from signaling.testing.fake_room_service import FakeRoomService
     from signaling.testing.hosting import RunningServer
@@ -12,9 +13,7 @@ if TYPE_CHECKING:
     from signaling.testing.participants import (
         JoinRefused,
         MediaParticipant,
-        ParticipantError,
         ParticipantProcess,
-        ParticipantProcessDied,
         PublishRefused,
         SignalOnlyParticipant,
         WaitedInVain,

@@ -5,9 +5,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from signaling.livekit.embedded import EmbeddedServer
+from signaling.testing.child import ParticipantError
 from signaling.testing.client import SignalingClient
 from signaling.testing.hosting import RunningServer
-from signaling.testing.participants import MediaParticipant, ParticipantError, ParticipantProcess
+from signaling.testing.participants import MediaParticipant, ParticipantProcess
 
 
 class Person:

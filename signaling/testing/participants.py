@@ -5,7 +5,6 @@ Nothing here loads LiveKit's native library into this process; the children do.
 """
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 import websockets
@@ -26,13 +25,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 
 import signaling
-from signaling.errors import SignalingError
+from signaling.testing.child import Child, ParticipantError, ParticipantProcessDied
 
 _PROTOCOL_VERSION: Final = 15
-_LINE_BYTES: Final = 2**20
-_STDERR_BYTES: Final = 16_384
-_GRACE_S: Final = 5.0
-"""How long a child may take longer than it was given, before it counts as not answering."""
 _CALL_S: Final = 20.0
 """For what LiveKit answers at once; the SDK itself gives up publishing after 10 s."""
 
@@ -51,10 +46,6 @@ EventName: TypeAlias = Literal[
 ]
 
 
-class ParticipantError(SignalingError):
-    """A participant did not do what it was asked."""
-
-
 class JoinRefused(ParticipantError):
     """LiveKit did not let the participant in; the message has its words."""
 
@@ -65,28 +56,6 @@ class PublishRefused(ParticipantError):
 
 class WaitedInVain(ParticipantError):
     """What was waited for did not come in time; the message says what was there instead."""
-
-
-class ParticipantProcessDied(ParticipantError):
-    """
-    The child process ended by itself, with all its participants.
-
-    Attributes:
-        exit_status: Its status; minus the signal's number when one ended it.
-        stderr: The last lines of what it wrote there.
-    """
-
-    def __init__(self, exit_status: int, stderr: tuple[str, ...]) -> None:
-        """Put both into words."""
-        words = "\n".join(stderr) or "(nothing)"
-        super().__init__(f"the participants' process ended with status {exit_status}; on stderr it wrote:\n{words}")
-        self.exit_status: Final = exit_status
-        self.stderr: Final = stderr
-
-
-_ERRORS: Final = MappingProxyType(
-    {kind.__name__: kind for kind in (JoinRefused, ParticipantError, PublishRefused, WaitedInVain)}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,10 +329,10 @@ class MediaParticipant:
             self._told.notify_all()
 
     async def _ask(self, operation: str, within_s: float = _CALL_S, /, **arguments: object) -> dict[str, Any]:
-        return await self._process.ask(operation, self._number, arguments, within_s)
+        return await self._process.ask(operation, within_s, participant=self._number, arguments=arguments)
 
 
-class ParticipantProcess:
+class ParticipantProcess(Child):
     """
     A child process with participants in it, as many as you like; one with sound costs about 4 % of a core.
 
@@ -373,62 +342,26 @@ class ParticipantProcess:
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: tuple[asyncio.Task[None], ...] = ()
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        super().__init__("the participants' process was ended", JoinRefused, PublishRefused, WaitedInVain)
         self._participants: dict[int, MediaParticipant] = {}
-        self._ready: asyncio.Future[dict[str, Any]] | None = None
-        self._requests = 0
-        self._stderr = bytearray()
-        self._death: ParticipantProcessDied | None = None
-        self._death_is_known = False
-        self._ending = False
+        self._ready = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         """Start the child and wait until it listens."""
-        self._ready = asyncio.get_running_loop().create_future()
         root = str(Path(signaling.__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self._process = await asyncio.create_subprocess_exec(
+        await self._start(
             *(sys.executable, "-m", "signaling.testing.participant_process"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
-            limit=_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C in a terminal is for us to answer
-        )
-        self._reading = (
-            asyncio.create_task(self._read(self._process), name="participants' process"),
-            asyncio.create_task(self._read_stderr(self._process), name="participants' stderr"),
+            environment=os.environ | {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
         )
         try:
             async with asyncio.timeout(_CALL_S):
-                await self._ready
+                await self._ready.wait()
+            self.raise_if_dead()
         except BaseException:
             await self._end()
             raise
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """
-        Disconnect everybody and end the child.
-
-        Raises:
-            ParticipantProcessDied: It had ended before, and nobody was told so far.
-
-        """
-        death = self._death
-        await self._end()
-        if death is not None and not self._death_is_known and error is None:
-            raise death
-
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._child.pid
 
     async def connect(
         self, url: str, token: str, *, listens: bool = False, publish_tone_hz: int | None = None
@@ -448,8 +381,8 @@ class ParticipantProcess:
         """
         number = len(self._participants)
         participant = self._participants[number] = MediaParticipant(self, number)
-        answer = await self.ask("connect", number, {"url": url, "token": token, "listens": listens}, _CALL_S)
-        participant._identity = answer["identity"]  # noqa: SLF001  it is this module's own
+        answer = await participant._ask("connect", url=url, token=token, listens=listens)  # noqa: SLF001  it is this module's own
+        participant._identity = answer["identity"]  # noqa: SLF001  see above
         if publish_tone_hz is not None:
             await participant.publish_microphone(publish_tone_hz)
         return participant
@@ -468,100 +401,14 @@ class ParticipantProcess:
             raise ParticipantError("the participants' process was ended by us")
         return self._death
 
-    def raise_if_dead(self) -> None:
-        """Raise `ParticipantProcessDied` if the child has ended by itself."""
-        if self._death is not None:
-            self._death_is_known = True
-            raise self._death
-
-    async def ask(
-        self, operation: str, number: int, arguments: Mapping[str, object], within_s: float
-    ) -> dict[str, Any]:
-        """Let the child do something for one of its participants; for `MediaParticipant`."""
-        self.raise_if_dead()
-        stdin = self._child.stdin
-        if stdin is None or self._ending:
-            raise ParticipantError("the participants' process was ended")
-        self._requests += 1
-        request = self._requests
-        answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._answers[request] = answered
-        message = {"request": request, "op": operation, "participant": number, "arguments": dict(arguments)}
-        stdin.write(json.dumps(message).encode() + b"\n")
-        try:
-            async with asyncio.timeout(within_s + _GRACE_S):
-                answer = await answered
-        except TimeoutError:
-            raise ParticipantError(f"the participants' process did not answer {operation}") from None
-        except ParticipantProcessDied:
-            self._death_is_known = True
-            raise
-        finally:
-            del self._answers[request]
-        if "error" in answer:
-            raise _ERRORS[answer["error"]](answer["message"])
-        return answer
-
-    @property
-    def _child(self) -> asyncio.subprocess.Process:
-        if self._process is None:
-            raise RuntimeError("ParticipantProcess is used outside its `async with`")
-        return self._process
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on what the child says, until it ends."""
-        output = process.stdout
-        if output is None:
-            raise RuntimeError("the child was started without its pipes")
-        while line := await output.readline():
-            message: dict[str, Any] = json.loads(line)
-            if "event" in message:
-                await self._participants[message["participant"]]._tell(_event(message))  # noqa: SLF001  see above
-            elif "ready" in message:
-                if self._ready is not None and not self._ready.done():
-                    self._ready.set_result(message)
-            else:
-                answered = self._answers.get(message["request"])
-                if answered is not None and not answered.done():
-                    answered.set_result(message)
-        status = await process.wait()
-        if not self._ending:
-            await asyncio.wait(self._reading[1:])
-            self._death = ParticipantProcessDied(status, tuple(self._stderr.decode(errors="replace").splitlines()))
-        for future in (*self._answers.values(), *([] if self._ready is None else [self._ready])):
-            if not future.done():
-                future.set_exception(self._death or ParticipantError("the participants' process was ended"))
-        for participant in self._participants.values():
-            await participant._tell(None)  # noqa: SLF001  see above
-
-    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
-        output = process.stderr
-        if output is None:
-            raise RuntimeError("the child was started without its pipes")
-        while block := await output.read(_LINE_BYTES):
-            self._stderr += block  # lines come in pieces
-            del self._stderr[:-_STDERR_BYTES]
-
-    async def _end(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        self._ending = True
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(_GRACE_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await asyncio.wait(self._reading)
-        if self._ready is not None and self._ready.done() and not self._ready.cancelled():
-            self._ready.exception()  # whoever waited for it knows
-        for task in self._reading:
-            task.result()
+    async def _tell(self, message: dict[str, Any] | None) -> None:
+        if message is None or "ready" in message:
+            self._ready.set()
+        else:
+            await self._participants[message["participant"]]._tell(_event(message))  # noqa: SLF001  see above
+        if message is None:
+            for participant in self._participants.values():
+                await participant._tell(None)  # noqa: SLF001  see above
 
 
 class SignalOnlyParticipant:

@@ -7,31 +7,20 @@ crowd listens; for that there is `ParticipantProcess`.
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Required, Self, TypeAlias, TypedDict, Unpack
 
 from signaling.errors import MediaServerFailed
 from signaling.livekit.building import Progress, build_once, cache_directory, failure, find_go, run
-from signaling.testing.participants import (
-    JoinRefused,
-    ParticipantError,
-    ParticipantProcessDied,
-    PublishRefused,
-    WaitedInVain,
-)
+from signaling.testing.child import Child
+from signaling.testing.participants import JoinRefused, PublishRefused, WaitedInVain
 
 _DIRECTORY: Final = Path(__file__).parent
-_LINE_BYTES: Final = 2**20
-_STDERR_BYTES: Final = 16_384
 _CALL_S: Final = 60.0
 """For what the program itself gives up after 10 s each: connecting, the answers to it, the media."""
-_GRACE_S: Final = 5.0
 _SOUNDS: Final = frozenset({"microphone", "screen_share_audio"})
-_ERRORS: Final = MappingProxyType({kind.__name__: kind for kind in (JoinRefused, ParticipantError, PublishRefused)})
 
 EventName: TypeAlias = Literal[
     "joined",  # with the permission
@@ -268,10 +257,10 @@ class Member:
         self._news = asyncio.Event()
 
     async def _ask(self, operation: str, **arguments: object) -> dict[str, Any]:
-        return await self._crowd.ask(operation, self._number, arguments)
+        return await self._crowd.ask(operation, _CALL_S, member=self._number, arguments=arguments)
 
 
-class Crowd:
+class Crowd(Child):
     """
     The program, built when it must be, and everybody in it. It ends with this process, however that ends.
 
@@ -280,15 +269,8 @@ class Crowd:
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: tuple[asyncio.Task[None], ...] = ()
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        super().__init__("the crowd has left", JoinRefused, PublishRefused)
         self._members: list[Member] = []
-        self._requests = 0
-        self._stderr = bytearray()
-        self._death: ParticipantProcessDied | None = None
-        self._death_is_known = False
-        self._ending = False
 
     async def __aenter__(self) -> Self:
         """
@@ -300,50 +282,8 @@ class Crowd:
             MediaServerFailed: It could not be built; the message holds the compiler's last lines.
 
         """
-        self._process = await asyncio.create_subprocess_exec(
-            await build(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C in a terminal is for us to answer
-        )
-        self._reading = (
-            asyncio.create_task(self._read(self._process), name="crowd"),
-            asyncio.create_task(self._read_stderr(self._process), name="crowd's stderr"),
-        )
+        await self._start(await build())
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """
-        Let everybody leave, and end the program.
-
-        Raises:
-            ParticipantProcessDied: It had ended before, and nobody was told so far.
-
-        """
-        process = self._child
-        self._ending = True
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(_GRACE_S):
-                await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await asyncio.wait(self._reading)
-        for task in self._reading:
-            task.result()
-        if self._death is not None and not self._death_is_known and error is None:
-            raise self._death
-
-    @property
-    def pid(self) -> int:
-        """The program's process id."""
-        return self._child.pid
 
     async def join(self, url: str, token: str, **behaviour: Unpack[Behaviour]) -> Member:
         """
@@ -374,72 +314,12 @@ class Crowd:
             joining = [group.create_task(join(arguments)) for arguments in joins]
         return [task.result() for task in joining]
 
-    def raise_if_dead(self) -> None:
-        """Raise `ParticipantProcessDied` if the program has ended by itself."""
-        if self._death is not None:
-            self._death_is_known = True
-            raise self._death
-
-    async def ask(self, operation: str, number: int, arguments: dict[str, object]) -> dict[str, Any]:
-        """Let the program do something for a member; for `Member`."""
-        self.raise_if_dead()
-        stdin = self._child.stdin
-        if stdin is None or self._ending:
-            raise ParticipantError("the crowd has left")
-        self._requests += 1
-        request = self._requests
-        answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._answers[request] = answered
-        message = {"request": request, "op": operation, "member": number, "arguments": arguments}
-        stdin.write(json.dumps(message).encode() + b"\n")
-        try:
-            async with asyncio.timeout(_CALL_S):
-                answer = await answered
-        except ParticipantProcessDied:
-            self._death_is_known = True
-            raise
-        finally:
-            del self._answers[request]
-        if "error" in answer:
-            raise _ERRORS[answer["error"]](answer["message"])
-        return answer
-
-    @property
-    def _child(self) -> asyncio.subprocess.Process:
-        if self._process is None:
-            raise RuntimeError("Crowd is used outside its `async with`")
-        return self._process
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on what the program says, until it ends."""
-        output = process.stdout
-        if output is None:
-            raise RuntimeError("the program was started without its pipes")
-        while line := await output.readline():
-            message: dict[str, Any] = json.loads(line)
-            if "event" in message:
-                self._members[message.pop("member")]._take(message)
-            else:
-                answered = self._answers.get(message["request"])
-                if answered is not None and not answered.done():
-                    answered.set_result(message)
-        status = await process.wait()
-        if not self._ending:
-            await asyncio.wait(self._reading[1:])
-            self._death = ParticipantProcessDied(status, tuple(self._stderr.decode(errors="replace").splitlines()))
-        for future in self._answers.values():
-            if not future.done():
-                future.set_exception(self._death or ParticipantError("the crowd has left"))
-        for member in self._members:
-            member._wake()
-
-    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
-        output = process.stderr
-        if output is None:
-            raise RuntimeError("the program was started without its pipes")
-        while block := await output.read(_LINE_BYTES):
-            self._stderr += block
-            del self._stderr[:-_STDERR_BYTES]
+    async def _tell(self, message: dict[str, Any] | None) -> None:
+        if message is not None:
+            self._members[message.pop("member")]._take(message)
+        else:
+            for member in self._members:
+                member._wake()
 
 
 def _explicit(publication: Publication | str) -> Publication:

@@ -18,12 +18,11 @@ from livekit.protocol.models import CAMERA, MICROPHONE, ParticipantInfo, Partici
 from signaling.errors import MediaServerFailed
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
+from signaling.testing.child import ParticipantError, ParticipantProcessDied
 from signaling.testing.participants import (
     JoinRefused,
     MediaParticipant,
-    ParticipantError,
     ParticipantProcess,
-    ParticipantProcessDied,
     PublishRefused,
     WaitedInVain,
     participant_token,

@@ -18,12 +18,11 @@ from livekit.protocol import room as protocol
 from livekit.protocol.models import CAMERA, MICROPHONE, ParticipantInfo, ParticipantPermission, TrackSource
 
 from signaling.livekit.embedded import EmbeddedServer, find
+from signaling.testing.child import ParticipantError, ParticipantProcessDied
 from signaling.testing.participants import (
     JoinRefused,
     MediaParticipant,
-    ParticipantError,
     ParticipantProcess,
-    ParticipantProcessDied,
     PublishRefused,
     SignalOnlyParticipant,
     WaitedInVain,
