@@ -2,6 +2,7 @@
 # make test               lint, then every test; ARGS="-k mute -x" is for pytest
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
+# make bench              measure, half an hour; ARGS=--quick takes two minutes
 # make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
@@ -9,7 +10,7 @@
 ARGS =
 BIN = .venv/bin
 
-.PHONY: demo test lint server docs schemas lock clean
+.PHONY: demo test lint server bench docs schemas lock clean
 
 demo:
 	@.ci/bootstrap demo
@@ -31,6 +32,11 @@ lint:
 server:
 	@.ci/bootstrap
 	@$(BIN)/livekit-moderation server install
+
+bench:
+	@.ci/bootstrap test
+	@mkdir -p build
+	@$(BIN)/python -m tests.benchmarks --json build/benchmarks.json $(ARGS)
 
 docs:
 	@.ci/bootstrap

@@ -109,6 +109,7 @@ class Meeting:
         self._turn_is_running = False
         self._timer: asyncio.TimerHandle | None = None
         self.attendance = Attendance()
+        self._effective: tuple[Record, MeetingState] | None = None
         self._members_seen: Mapping[ParticipantId, Member] | None = None
         self.reconciler = Reconciler(
             room,
@@ -131,7 +132,11 @@ class Meeting:
 
     async def effective_state(self) -> MeetingState:
         """The newest state, a staged decision included."""
-        return (await self.record()).effective
+        record = await self.record()
+        if self._effective is None or self._effective[0] is not record:
+            # Read before and after each call: for everybody in a room, while one decision is carried out.
+            self._effective = record, record.effective
+        return self._effective[1]
 
     def sources_for_token(self, record: Record, participant: ParticipantId) -> tuple[Source, ...]:
         """What a token may allow now; while a decision is staged, what it allows is looked at again after the turn."""

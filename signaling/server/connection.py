@@ -28,6 +28,7 @@ from signaling.session import CONTROL, MODERATION, EndReason, Session
 
 log = structlog.get_logger(__name__)
 
+_PONG: Final = echo.Pong()
 MAX_RUNNING: Final = 128
 """Commands of one connection without an answer yet; twice what a meeting lets wait."""
 _COMMANDS: Final[Mapping[Namespace, Mapping[str, object]]] = {
@@ -114,7 +115,6 @@ class Connection:
             return
         if frame.namespace is Namespace.ECHO:
             self._answer(_pong(frame.payload), frame.transaction_id)
-            self._outbox.flush()  # at once: it is how clients see whether anybody is there
         elif not self._limiter.has_capacity():
             self._refuse(frame)
         else:
@@ -244,7 +244,7 @@ def _pong(payload: object) -> Event:
         parse_payload(payload, echo.COMMANDS)
     except MessageError as error:
         return echo.EchoError(error="invalid_command", detail=str(error))
-    return echo.Pong()
+    return _PONG
 
 
 def _envelope_error(error: EnvelopeError) -> Event:

@@ -1,0 +1,169 @@
+"""What was measured, as a table, as JSON and as a page."""
+
+import dataclasses
+import datetime as dt
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from rich.table import Table
+
+from signaling.livekit.installation import require
+from tests.benchmarks.measure import Growth, Options, Row, growth, p95
+
+_HEAD: Final = ("what", "where", "n", "measured (p95)", "baseline (p95)", "ratio", "goal", "met")
+_HOW: Final = """
+A ratio compares two medians of the same run: what is measured and its baseline are taken in turns, each round begins
+with another of them, and a first round does not count. Goals that are no ratio are the absolute figure.
+
+- *mute*, *restriction*: a real `livekit-server`, as many real participants as n says in a process of their own (live:
+  with a running microphone), the module embedded in the measuring process. The moderator only signals. Withdrawn and
+  settled are what the participants were told, by their own clock. The baselines call the library (`livekit-api`) from
+  the same process, with one cached token; the *usual algorithm* of a mute gets each participant in turn and mutes each
+  of their microphones, that of a restriction lists and rewrites every permission, 25 at a time. Cut off are connections
+  that LiveKit closed, by its own counter, while restricting and lifting.
+- *command*: from a frame's text to the last event's text, on a RoomService without latency in the same process, less
+  the same two calls made bare right before or after; logs are written as `serve` writes them.
+- *echo*, *token*, *broadcast*, *joins*, *memory*: `livekit-moderation serve` in a process of its own, against a bare
+  `websockets` server in another, without compression; both have the same clients in the measuring process, which share
+  the machine with the server. Joins go to a real `livekit-server` and end with `join_success`, 20 at a time; the
+  baseline is connecting and one echo. Memory is the resident set of the server's process, above what it was before.
+"""
+
+
+def table(rows: Sequence[Row], failures: Mapping[str, str]) -> Table:
+    """One line a row, and one for each benchmark that could not be measured."""
+    made = Table(title="Benchmarks", title_justify="left")
+    for name in _HEAD:
+        made.add_column(name, justify="left" if name in _HEAD[:2] else "right")
+    for row in rows:
+        what, *rest = _cells(row)
+        made.add_row(f"{row.benchmark}: {what}", *rest, style="red" if row.is_met is False else "")
+    for name, error in failures.items():
+        made.add_row(name, f"not measured: {error}", style="bold red")
+    return made
+
+
+def growth_table(grown: Sequence[Growth]) -> Table:
+    """The fitted exponents."""
+    made = Table("what", "where", "sizes", "exponent", "baseline's", title="Growth: n to the power of")
+    for each in grown:
+        what, *rest = _growth_cells(each)
+        made.add_row(f"{each.benchmark}: {what}", *rest)
+    return made
+
+
+def as_json(rows: Sequence[Row], failures: Mapping[str, str], options: Options) -> dict[str, Any]:
+    """Everything, each sample too."""
+    return {
+        "machine": machine(),
+        "options": dataclasses.asdict(options),
+        "rows": [
+            {
+                "benchmark": row.benchmark,
+                "what": row.what,
+                "where": row.where,
+                "n": row.n,
+                "unit": row.unit,
+                "measured": _samples(row.measured),
+                "baseline": {"is": row.baseline_is} | _samples(row.baseline) if row.baseline else None,
+                "ratio": row.ratio,
+                "goal": None if row.goal is None else dataclasses.asdict(row.goal),
+                "is_met": row.is_met,
+            }
+            for row in rows
+        ],
+        "growth": [dataclasses.asdict(each) for each in growth(rows)],
+        "failures": dict(failures),
+    }
+
+
+def as_markdown(rows: Sequence[Row], options: Options) -> str:
+    """The page."""
+    parts = ["# Benchmarks", f"`make bench`, {options.repeat} rounds. {_machine_in_words()}", "## How", _HOW.strip()]
+    for name in dict.fromkeys(row.benchmark for row in rows):
+        mine = [row for row in rows if row.benchmark == name]
+        parts += [f"## {name.capitalize()}", _lines(_HEAD, [_cells(row) for row in mine])]
+        parts.append("\n".join(f"- *{what}*: against {is_}." for what, is_ in _baselines(mine).items()))
+    if grown := growth(rows):
+        parts += ["## Growth", "The exponent e of n^e, fitted by least squares of the logarithms."]
+        head = ("what", "where", "sizes", "exponent", "baseline's")
+        parts.append(
+            _lines(head, [(f"{g.benchmark}: {what}", *rest) for g in grown for what, *rest in [_growth_cells(g)]])
+        )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def machine() -> dict[str, str | int]:
+    """What it was measured on."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in _read("/proc/cpuinfo").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    version = subprocess.run([require(None), "--version"], capture_output=True, text=True, check=True)  # noqa: S603
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count() or 0,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "livekit_server": version.stdout.split()[-1],
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
+def _machine_in_words() -> str:
+    on = machine()
+    return (
+        f"{on['cores']} cores of {on['cpu']}, Linux {on['kernel']}, Python {on['python']}, "
+        f"livekit-server {on['livekit_server']}, {on['date']}."
+    )
+
+
+def _samples(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": median(values), "p95": p95(values), "samples": [round(value, 6) for value in values]}
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+    met = {True: "yes", False: "no", None: ""}[row.is_met]
+    baseline = _figure(row.baseline, row.unit) if row.baseline else "-"
+    goal = "" if row.goal is None else str(row.goal)
+    return row.what, row.where, str(row.n), _figure(row.measured, row.unit), baseline, ratio, goal, met
+
+
+def _growth_cells(each: Growth) -> tuple[str, ...]:
+    below = "-" if each.baseline_exponent is None else f"{each.baseline_exponent:.2f}"
+    return each.what, each.where, ", ".join(map(str, each.sizes)), f"{each.exponent:.2f}", below
+
+
+def _figure(values: Sequence[float], unit: str) -> str:
+    middle, most = _digits(median(values)), _digits(p95(values))
+    return f"{middle} {unit}" if len(values) == 1 or unit == "calls" else f"{middle} ({most}) {unit}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _baselines(rows: Sequence[Row]) -> dict[str, str]:
+    named: dict[str, list[str]] = {}
+    for row in rows:
+        if row.baseline and row.baseline_is not in (known := named.setdefault(row.what, [])):
+            known.append(row.baseline_is)
+    return {what: "; ".join(known) for what, known in named.items()}
+
+
+def _lines(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells))
