@@ -30,7 +30,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService
 from signaling.livekit.tokens import TokenMint
-from signaling.messages import control, livekit, moderation
+from signaling.messages import control, livekit
 from signaling.messages.base import Namespace, parse_payload
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
 from signaling.rooms import Meeting, Rules, TooManyWaiting, new_command_id
@@ -487,7 +487,7 @@ def _parse(namespace: Namespace, payload: object) -> livekit.LiveKitCommand | co
         return parse_payload(payload, livekit.COMMANDS)
     if namespace is Namespace.CONTROL:
         return parse_payload(payload, control.COMMANDS)
-    return parse_payload(payload, moderation.COMMANDS)
+    raise MessageError("action: not a command of this namespace")
 
 
 def _log_answer(

@@ -97,9 +97,10 @@ def state_view(record: Record, reconciler: Reconciler) -> moderation.StateView:
             if source in state.restricted
         ),
         blocks=tuple(
-            moderation.BlockView(participant=block.participant, source=block.source.value)
+            moderation.BlockView(participant=block.participant, source=block.source.value, cause="moderator")
             for block in sorted(state.blocks, key=lambda block: (block.participant, block.source))
         ),
+        bans=(),
         participants=tuple(
             _participant_view(record, reconciler, participant, state.members[participant])
             for participant in sorted(state.members)

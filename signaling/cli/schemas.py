@@ -56,10 +56,12 @@ _COMMANDS: Final[Mapping[Namespace, Mapping[str, type[Command]]]] = {
 ALICE: Final = ParticipantId("0b1f9f6e-6a3c-4b8e-9c53-8d5f1f7f2a10")
 BOB: Final = ParticipantId("5c2d7a41-93be-4f0a-8f4e-2b6f0c9d1e57")
 CAROL: Final = ParticipantId("e4a86b1d-0f72-4c19-b3d5-71a9c2f8d603")
+DAVE: Final = ParticipantId("a1d0c3b2-7e45-4f96-8a2b-3c9d5e6f7081")
 
 _AT: Final = 1_772_357_400.123
 _TOKEN: Final = "eyJhbGciOiJIUzI1NiJ9.eyJ2aWRlbyI6e319.c2lnbmF0dXJl"  # noqa: S105 - an example
 _COMMAND_ID: Final = "7f0c2b5d4e6a48c19a3b8d7e6f5a4c3b"
+_REQUEST_ID: Final = "2c9a51d08b7e4f63a0d4e8f1b6c37295-1"
 _ALICE_DATA: Final = control.ControlData(
     display_name="Alice", role="moderator", participation_kind="user", hand_is_up=False, joined_at=rfc3339(_AT - 60)
 )
@@ -72,10 +74,28 @@ _JOIN_DATA: Final = livekit.JoinData(
     public_url="wss://lk.example.org",
     microphone_restriction_state=livekit.MicrophoneRestrictionsOn(unrestricted_participants=(BOB,)),
 )
+_AUDIT_ENTRY: Final = moderation.AuditView(
+    command_id=_COMMAND_ID,
+    at=_AT,
+    moderator=ALICE,
+    action="kick",
+    targets=(DAVE,),
+    outcomes=(moderation.Outcome(participant=DAVE, outcome="banned"),),
+    reason="shouting",
+)
 _STATE: Final = moderation.StateView(
     version=12,
-    restrictions=(moderation.RestrictionView(source="microphone", allowed=(BOB,)),),
-    blocks=(moderation.BlockView(participant=CAROL, source="screen_share"),),
+    restrictions=(
+        moderation.RestrictionView(source="microphone", allowed=(BOB,)),
+        moderation.RestrictionView(source="camera", allowed=(), expires_at=_AT + 600),
+    ),
+    blocks=(
+        moderation.BlockView(participant=CAROL, source="screen_share", cause="moderator"),
+        moderation.BlockView(participant=CAROL, source="camera", cause="bypass", count=1),
+        moderation.BlockView(participant=CAROL, source="microphone", cause="hold", until=_AT + 60),
+    ),
+    bans=(DAVE,),
+    presenter=BOB,
     participants=(
         moderation.ParticipantView(
             participant=BOB,
@@ -169,12 +189,66 @@ EXAMPLES: Final[tuple[Message, ...]] = (
         repaired_later=(CAROL,),
     ),
     moderation.Result(command_id=_COMMAND_ID, error="invalid_command", detail="action: is required"),
+    moderation.Result(command_id=_COMMAND_ID, action="force_mute", error="rate_limit_exceeded", retry_after_s=1.0),
     moderation.ModerationError(error="invalid_command", detail="action: not a command of this namespace"),
+    moderation.ModerationError(error="rate_limit_exceeded", retry_after_s=0.1),
+    moderation.Mute(everyone_except=(BOB,), hold_s=300),
+    moderation.Mute(participants=(BOB, CAROL), sources=("camera", "microphone")),
+    moderation.Restrict(source="camera"),
+    moderation.Restrict(source="microphone", allowed=(BOB,), expires_in_s=600),
+    moderation.Unrestrict(source="microphone"),
+    moderation.Disallow(source="camera", participants=(BOB,)),
+    moderation.Allow(source="camera", participants=(BOB,)),
+    moderation.Stop(source="screen_share", participants=(BOB,)),
+    moderation.SetPresenter(),
+    moderation.SetPresenter(participant=BOB),
+    moderation.AskToUnmute(participants=(BOB,)),
+    moderation.AnswerUnmuteRequest(request_id=_REQUEST_ID, accept=True),
+    moderation.Kick(participants=(DAVE,)),
+    moderation.Kick(participants=(DAVE,), ban=True, reason="shouting"),
+    moderation.Unban(participants=(DAVE,)),
+    moderation.Undo(command_id=_COMMAND_ID),
+    moderation.GetState(),
+    moderation.Watch(enabled=True),
+    moderation.GetAudit(limit=50),
+    moderation.GetAudit(limit=50, before=_COMMAND_ID),
+    moderation.Preview(command=moderation.Mute(everyone_except=())),
+    moderation.Preview(command=moderation.Restrict(source="microphone", allowed=(BOB,))),
+    moderation.State(**dict(_STATE)),
+    moderation.StateChanged(
+        version=13,
+        changed=moderation.Changed(
+            bans=(),
+            participants=(_STATE.participants[0], moderation.ParticipantGone(participant=CAROL)),
+            gone=("presenter",),
+        ),
+    ),
+    moderation.StateChanged(version=14, changed=moderation.Changed(presenter=CAROL)),
+    moderation.Audit(entries=(_AUDIT_ENTRY,)),
+    moderation.ActionTaken(**dict(_AUDIT_ENTRY)),
+    moderation.Muted(moderator=ALICE, sources=("microphone",)),
+    moderation.PermissionsChanged(moderator=ALICE, may_publish=("camera",), cause="restriction"),
+    moderation.PermissionsChanged(may_publish=("camera", "microphone"), cause="expiry"),
+    moderation.Kicked(moderator=CONTROLLER),
+    moderation.Kicked(moderator=ALICE, reason="shouting"),
+    moderation.UnmuteRequested(request_id=_REQUEST_ID, moderator=ALICE),
+    moderation.UnmuteRequestAnswered(request_id=_REQUEST_ID, participant=BOB, accepted=True),
+    moderation.DriftRepaired(participant=BOB, found=("camera", "microphone"), expected=("camera",)),
+    moderation.BypassStopped(participant=BOB, track_sid="TR_VCmbqL3kEdYVrs", declared="camera", media="audio"),
+    moderation.UnmutedAgain(participant=BOB),
+    moderation.UnknownParticipant(identity="EG_hJ4mTz9qWx"),
 )
 """One of each message at least."""
 
 _OF_LIVEKIT: Final[tuple[type[Event], ...]] = (livekit.LiveKitError, moderation.Result, control.ControlError)
 _OF_CONTROL: Final[tuple[type[Event], ...]] = (control.ControlError,)
+_OF_READING: Final[tuple[type[Event], ...]] = (moderation.Result, moderation.ModerationError)
+_OF_MODERATION: Final[tuple[type[Event], ...]] = (moderation.ActionTaken, *_OF_READING, livekit.LiveKitError)
+_OF_MICROPHONES: Final[tuple[type[Event], ...]] = (
+    livekit.MicrophoneRestrictionsEnabled,
+    livekit.MicrophoneRestrictionsDisabled,
+    *_OF_MODERATION,
+)
 # That LiveKit did not do its part of a command is told in `livekit`, whatever the command's own namespace.
 _OF_ROLES: Final[tuple[type[Event], ...]] = (control.Update, control.ControlError, livekit.LiveKitError)
 REPLIES: Final[Mapping[type[Command], tuple[type[Event], ...]]] = {
@@ -191,6 +265,22 @@ REPLIES: Final[Mapping[type[Command], tuple[type[Event], ...]]] = {
     livekit.EnableMicrophoneRestrictions: (livekit.MicrophoneRestrictionsEnabled, *_OF_LIVEKIT),
     livekit.DisableMicrophoneRestrictions: (livekit.MicrophoneRestrictionsDisabled, *_OF_LIVEKIT),
     livekit.RequestPopoutStreamAccessToken: (livekit.PopoutStreamAccessToken, *_OF_LIVEKIT),
+    moderation.Mute: _OF_MODERATION,
+    moderation.Restrict: _OF_MICROPHONES,
+    moderation.Unrestrict: _OF_MICROPHONES,
+    moderation.Disallow: (*_OF_MICROPHONES, livekit.ScreenSharePermissionsUpdated),
+    moderation.Allow: (*_OF_MICROPHONES, livekit.ScreenSharePermissionsUpdated),
+    moderation.Stop: _OF_MODERATION,
+    moderation.SetPresenter: _OF_MODERATION,
+    moderation.AskToUnmute: _OF_MODERATION,
+    moderation.AnswerUnmuteRequest: (moderation.PermissionsChanged, *_OF_READING, livekit.LiveKitError),
+    moderation.Kick: _OF_MODERATION,
+    moderation.Unban: _OF_MODERATION,
+    moderation.Undo: _OF_MICROPHONES,
+    moderation.GetState: (moderation.State, *_OF_READING),
+    moderation.Watch: (moderation.State, *_OF_READING),
+    moderation.GetAudit: (moderation.Audit, *_OF_READING),
+    moderation.Preview: (moderation.Result,),
 }
 """What the sender of a command may be answered; each of these carries the command's `transaction_id`."""
 

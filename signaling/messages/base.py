@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
     Field,
     Strict,
     ValidationError,
@@ -29,6 +28,7 @@ _REASONS: Final = {
     "bool_type": "must be true or false",
     "tuple_type": "must be a list",
     "dict_type": "must be an object",
+    "too_short": "must not be empty",
 }
 
 
@@ -87,9 +87,12 @@ Participant = Annotated[ParticipantId, AfterValidator(parse_participant_id)]
 ParticipantIds = Annotated[
     # JSON has lists only; everything inside them stays strict.
     # The first that is wrong ends it: a frame of 1 MiB has room for 340,000 of them, which take seconds.
-    tuple[Participant, ...], Strict(strict=False), FailFast(), Field(max_length=MAX_IDS), AfterValidator(in_order)
+    tuple[Participant, ...], Strict(strict=False), Field(fail_fast=True, max_length=MAX_IDS), AfterValidator(in_order)
 ]
-"""Ids, sorted and unique, 5,000 at most."""
+"""Ids in a command, sorted and unique, 5,000 at most."""
+
+AllIds = Annotated[tuple[Participant, ...], Strict(strict=False), AfterValidator(in_order)]
+"""Ids in what is told, sorted and unique, however many there are."""
 
 Timestamp = Annotated[str, BeforeValidator(as_timestamp)]
 """RFC 3339 in UTC, also made of seconds since the epoch: once, however often it is sent."""
@@ -118,6 +121,9 @@ def parse_payload(payload: object, commands: Mapping[str, type[CommandType]]) ->
     command = commands.get(action)
     if command is None:
         raise MessageError("action: not a command of this namespace")
+    for name, field in command.model_fields.items():
+        if not field.is_required() and name in payload and payload[name] is None:
+            raise MessageError(f"{name}: must be left out, never null")
     try:
         return command.model_validate(payload)
     except ValidationError as error:
@@ -133,4 +139,4 @@ def _describe(error: ValidationError) -> str:
     if first["type"] == "too_long":
         return f"{where}: must not name more than {first['ctx']['max_length']:,}"
     reason = _REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    return f"{where}: {reason}"
+    return f"{where}: {reason}" if where else reason  # what is wrong between fields names them itself

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import FailFast, Field, Strict, StringConstraints
+from pydantic import Field, Strict, StringConstraints
 
 from signaling.messages.base import Command, Event, Message, Namespace, Participant, Timestamp, by_action
 from signaling.messages.livekit import JoinData
@@ -19,7 +19,7 @@ class Join(Command):
 
     action: Literal["join"] = "join"
     display_name: DisplayName | None = None
-    extensions: Annotated[tuple[str, ...], Strict(strict=False), FailFast(), Field(max_length=32)] = ()
+    extensions: Annotated[tuple[str, ...], Strict(strict=False), Field(fail_fast=True, max_length=32)] = ()
 
 
 class RaiseHand(Command):

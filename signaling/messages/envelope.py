@@ -66,7 +66,7 @@ def parse_frame(text: str) -> Frame:
     if not isinstance(frame, dict):
         raise EnvelopeError("invalid_json", "must be an object")
     transaction_id = frame.get("transaction_id")
-    is_valid = transaction_id is None or is_transaction_id(transaction_id)
+    is_valid = "transaction_id" not in frame or is_transaction_id(transaction_id)
     name = frame.get("namespace")
     try:
         namespace = Namespace(name if isinstance(name, str) else "")  # it would write out whatever else it is given

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Final, Literal
 
-from signaling.messages.base import Command, Event, Message, Namespace, Participant, ParticipantIds, by_action
+from signaling.messages.base import AllIds, Command, Event, Message, Namespace, Participant, ParticipantIds, by_action
 
 
 class CreateNewAccessToken(Command):
@@ -82,7 +82,7 @@ class MicrophoneRestrictionsOn(Message):
     """Only those listed, and moderators, may publish a microphone."""
 
     type: Literal["enabled"] = "enabled"
-    unrestricted_participants: ParticipantIds
+    unrestricted_participants: AllIds
 
 
 class MicrophoneRestrictionsOff(Message):
@@ -130,7 +130,7 @@ class MicrophoneRestrictionsEnabled(LiveKitEvent):
     """From now on only those listed, and moderators, may publish a microphone."""
 
     message: Literal["microphone_restrictions_enabled"] = "microphone_restrictions_enabled"
-    unrestricted_participants: ParticipantIds
+    unrestricted_participants: AllIds
 
 
 class MicrophoneRestrictionsDisabled(LiveKitEvent):
@@ -144,7 +144,7 @@ class ScreenSharePermissionsUpdated(LiveKitEvent):
 
     message: Literal["screen_share_permissions_updated"] = "screen_share_permissions_updated"
     grant: bool
-    participants: ParticipantIds
+    participants: AllIds
 
 
 LiveKitErrorCode = Literal[

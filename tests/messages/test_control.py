@@ -67,10 +67,10 @@ EVENTS = [
             display_name="Alice",
             role="moderator",
             participants=(),
-            livekit_moderation=moderation.StateView(version=3, restrictions=(), blocks=(), participants=()),
+            livekit_moderation=moderation.StateView(version=3, restrictions=(), blocks=(), bans=(), participants=()),
         ),
         '{"message": "join_success", "id": "alice", "display_name": "Alice", "role": "moderator", "participants": [],'
-        ' "livekit_moderation": {"version": 3, "restrictions": [], "blocks": [], "participants": []},'
+        ' "livekit_moderation": {"version": 3, "restrictions": [], "blocks": [], "bans": [], "participants": []},'
         ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
     ),
     row(control.Joined(id=BOB, control=DATA), f'{{"message": "joined", "id": "bob", "control": {DATA_TEXT}}}'),
@@ -186,7 +186,8 @@ def test_a_display_name_of_a_hundred_characters_is_taken() -> None:
         ('"display_name": "  \\t "', "display_name: String should have at least 1 character"),
         (f'"display_name": "{"x" * 101}"', "display_name: String should have at most 100 characters"),
         ('"extensions": "livekit_moderation"', "extensions: must be a list"),
-        ('"extensions": null', "extensions: must be a list"),
+        ('"extensions": null', "extensions: must be left out, never null"),
+        ('"display_name": null', "display_name: must be left out, never null"),
         ('"extensions": {"livekit_moderation": true}', "extensions: must be a list"),
         ('"extensions": 1', "extensions: must be a list"),
         ('"extensions": ["a", 1]', "extensions[1]: must be a string"),

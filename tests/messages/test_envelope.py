@@ -164,9 +164,8 @@ def test_a_transaction_id_is_carried_back_as_it_came(literal: str) -> None:
     assert json.loads(Delivery(echo.Pong(), 0, transaction_id).text)["transaction_id"] == json.loads(literal)
 
 
-@pytest.mark.parametrize("text", ['{"namespace": "livekit"}', '{"namespace": "livekit", "transaction_id": null}'])
-def test_a_transaction_id_is_optional(text: str) -> None:
-    assert parse_frame(text).transaction_id is None
+def test_a_transaction_id_is_optional() -> None:
+    assert parse_frame('{"namespace": "livekit"}').transaction_id is None
 
 
 @pytest.mark.parametrize(
@@ -179,6 +178,7 @@ def test_a_transaction_id_is_optional(text: str) -> None:
         "1e3",
         "true",
         "false",
+        "null",
         '""',
         f'"{"x" * 65}"',
         "[]",
