@@ -36,8 +36,11 @@ _IN_MODERATION: Final[Mapping[RefusalCode, moderation.ResultErrorCode]] = Mappin
         "internal": "internal",
         "invalid_command": "invalid_command",
         "livekit_unavailable": "livekit_unavailable",
+        "not_undoable": "not_undoable",
         "rate_limit_exceeded": "rate_limit_exceeded",
         "unavailable": "unavailable",
+        "unknown_command_id": "unknown_command_id",
+        "unknown_request_id": "unknown_request_id",
     }
 )
 
@@ -59,7 +62,9 @@ def answers(
         with_result: Whether the sender asked for a `result`.
     """
     error = None if answer is None else answer.error
-    detail = answer.detail if isinstance(answer, Refusal) else None
+    detail = retry_after_s = None
+    if isinstance(answer, Refusal):
+        detail, retry_after_s = answer.detail, answer.retry_after_s
     if with_result:
         concluded = answer if isinstance(answer, Conclusion) else None
         yield moderation.Result(
@@ -67,6 +72,7 @@ def answers(
             action=action,
             error=None if error is None else _IN_MODERATION[error],
             detail=detail,
+            retry_after_s=retry_after_s,
             outcomes=() if concluded is None else concluded.outcomes,
             repaired_later=() if concluded is None else concluded.repaired_later,
         )
@@ -78,4 +84,4 @@ def answers(
     elif namespace is Namespace.CONTROL:
         yield control.ControlError(error=_IN_CONTROL[error], detail=detail)
     elif not with_result:
-        yield moderation.ModerationError(error=_IN_MODERATION[error], detail=detail)
+        yield moderation.ModerationError(error=_IN_MODERATION[error], detail=detail, retry_after_s=retry_after_s)

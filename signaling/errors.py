@@ -13,6 +13,10 @@ class InvalidParticipant(SignalingError):
     """The host asked for a participant that cannot be, such as a moderator of kind `guest`."""
 
 
+class ParticipantBanned(SignalingError):
+    """A moderator banned the participant from the meeting."""
+
+
 class SessionEnded(SignalingError):
     """The session was used after it had ended."""
 

@@ -21,24 +21,25 @@ from signaling.core.decisions import (
     Everyone,
     LoseConnections,
     Refusal,
+    may_moderate,
 )
 from signaling.core.participants import Kind, Participant
 from signaling.core.policy import publishable
-from signaling.errors import InvalidParticipant, MediaServerError, MessageError, StoreError
+from signaling.errors import MediaServerError, MessageError, ParticipantBanned, StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, Identity, ParticipantId, RoomId, livekit_room
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService
 from signaling.livekit.tokens import TokenMint
-from signaling.messages import control, livekit
-from signaling.messages.base import Namespace, parse_payload
+from signaling.messages import control, livekit, moderation
+from signaling.messages.base import Namespace, parse_payload, rfc3339
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
 from signaling.rooms import Meeting, Rules, TooManyWaiting, new_command_id
 from signaling.session import Deliver, Session
 from signaling.settings import Settings, websocket_form
 from signaling.stores import open_store
 from signaling.stores.contract import AuditEntry, Commit, Record, Store
-from signaling.view import join_data, join_success
+from signaling.view import join_data, join_success, may_publish
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +131,7 @@ class ModerationModule:
             extensions: `livekit_moderation` for that namespace, `control` for hosts that speak it too.
 
         Raises:
+            ParticipantBanned: A moderator has banned them from the meeting.
             StoreError: They have not joined.
         """
         meeting = self._meeting(room)
@@ -155,17 +157,19 @@ class ModerationModule:
         sessions.append(session)
         metrics.SESSIONS.inc()
         committed = await meeting.commit_now(participant.id, Enter(participant))
-        if isinstance(committed, Refusal):  # nobody is refused yet
-            raise InvalidParticipant(f"{participant.id}: {committed.error}")
+        if isinstance(committed, Refusal):
+            raise ParticipantBanned(f"{participant.id} is banned from the meeting")
         before, record = committed.before, committed.record
         for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
             older.end("taken_over")
         data = join_data(record, self._credentials(session, record)) if livekit_answers else None
         welcome = None
         if session.has_control:
-            reconciler = meeting.reconciler if session.has_moderation else None
-            attendance = meeting.attendance
-            welcome = join_success(record, session.id, attendance=attendance, data=data, reconciler=reconciler)
+            view: moderation.JoinView | None = None
+            if session.has_moderation:
+                moderates = record.state.is_moderator(session.id)
+                view = meeting.show(record) if moderates else may_publish(record, session.id)
+            welcome = join_success(record, session.id, attendance=meeting.attendance, data=data, view=view)
         session.begin(record.revision, data, welcome)
         if data is None:
             session.tell(livekit.LiveKitError(error="livekit_unavailable"))
@@ -231,15 +235,16 @@ class ModerationModule:
         began_at = time.perf_counter()
         action = None
         answer: Conclusion | Refusal | None
+        is_preview = spoken is Namespace.MODERATION and isinstance(payload, dict) and payload.get("action") == "preview"
         try:
             command = _parse(spoken, payload)
-            action = command.action
+            action = command.command.action if isinstance(command, moderation.Preview) else command.action
             self._senders[command_id] = session, transaction_id
             answer = await self._carry_out(session, command, command_id, transaction_id)
         except MessageError as error:
             answer = Refusal("invalid_command", str(error))
         except TooManyWaiting:
-            answer = Refusal("rate_limit_exceeded")
+            answer = Refusal("rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
         except StoreError as error:
             log.error("store_failed", room=session.room, error=str(error))  # noqa: TRY400 - no bug, no traceback
             answer = Refusal("unavailable")
@@ -249,7 +254,8 @@ class ModerationModule:
         finally:
             self._senders.pop(command_id, None)
         duration_s = time.perf_counter() - began_at
-        with_result = session.has_moderation and transaction_id is not None and spoken is not Namespace.CONTROL
+        asked_for = is_preview or (transaction_id is not None and spoken is not Namespace.CONTROL)
+        with_result = session.has_moderation and asked_for
         for event in answers(spoken, action, command_id, answer, with_result=with_result):
             session.tell(event, transaction_id)
         # When what was told has gone out, since nobody waits for the log.
@@ -258,11 +264,20 @@ class ModerationModule:
     async def _carry_out(
         self,
         session: Session,
-        command: livekit.LiveKitCommand | control.ControlCommand,
+        command: livekit.LiveKitCommand | control.ControlCommand | moderation.ModerationCommand,
         command_id: CommandId,
         transaction_id: TransactionId | None,
     ) -> Conclusion | Refusal | None:
         match command:
+            case moderation.GetState() | moderation.Watch() | moderation.GetAudit():
+                return await self._show(session, command, transaction_id)
+            case moderation.Preview(command=previewed):
+                return await session.meeting.preview(session.id, previewed, command_id)
+            case moderation.Undo(command_id=undone):
+                answer = await session.meeting.take_turn(session.id, command, command_id)
+                if isinstance(answer, Refusal) and answer.error == "unknown_command_id":
+                    return await self._why_unknown(session.room, undone)
+                return answer
             case livekit.CreateNewAccessToken():
                 return await self._renew(session, transaction_id)
             case livekit.RequestPopoutStreamAccessToken():
@@ -274,6 +289,38 @@ class ModerationModule:
                 return committed if isinstance(committed, Refusal) else None
             case _:
                 return await session.meeting.take_turn(session.id, command, command_id)
+
+    async def _show(
+        self,
+        session: Session,
+        command: moderation.GetState | moderation.Watch | moderation.GetAudit,
+        transaction_id: TransactionId | None,
+    ) -> Refusal | None:
+        record = await session.meeting.record()
+        if not may_moderate(record.state, session.id):
+            return Refusal("insufficient_permissions")
+        match command:
+            case moderation.GetAudit(limit=limit, before=before):
+                kept = await self._store.audit(
+                    session.room, limit=limit, before=None if before is None else CommandId(before)
+                )
+                session.tell(moderation.Audit(entries=tuple(map(_audit_view, kept))), transaction_id)
+                return None
+            case moderation.Watch(enabled=False):
+                session.meeting.watchers.discard(session)
+                return None
+            case moderation.Watch() | moderation.GetState():
+                # Shown before they watch: what they are told of then begins right after it.
+                session.tell(moderation.State(**dict(session.meeting.show(record))), transaction_id)
+        if isinstance(command, moderation.Watch):
+            session.meeting.watchers.add(session)
+        return None
+
+    async def _why_unknown(self, room: RoomId, command_id: str) -> Refusal:
+        """What a command that the state does not remember is: known from the audit alone, or not at all."""
+        kept = await self._store.audit(room, limit=self.settings.moderation_audit_entries)
+        is_known = any(entry.command_id == command_id for entry in kept)
+        return Refusal("not_undoable" if is_known else "unknown_command_id")
 
     async def _renew(self, session: Session, transaction_id: TransactionId | None) -> Refusal | None:
         credentials = await self.mint_credentials(session)
@@ -309,7 +356,9 @@ class ModerationModule:
         if member is None or not await self._open_room(session, member.breakout):
             return None
         record = await session.meeting.record()
-        return self._credentials(session, record) if session.id in record.state.members else None
+        # Whoever is just being removed gets nothing to come back with.
+        is_here = session.id in record.state.members and session.id in record.effective.members
+        return self._credentials(session, record) if is_here else None
 
     def _credentials(self, session: Session, record: Record) -> livekit.Credentials:
         member = record.state.members[session.id]
@@ -368,10 +417,26 @@ class ModerationModule:
                         session.push(own, commit.record.revision)
                     else:
                         session.push(delivery, commit.record.revision)
+            if isinstance(announcement.event, moderation.Kicked):
+                for person in people:
+                    for session in tuple(sessions[person]):
+                        session.end("banned" if person in state.bans else "kicked", commit.record.revision)
         if not state.members:
             for session in [session for listed in sessions.values() for session in listed]:
                 if session.has_begun:
                     session.end("meeting_ended")
+
+    def _on_state_changed(self, meeting: Meeting, changed: moderation.StateChanged) -> None:
+        state = None if meeting.newest is None else meeting.newest.state
+        delivery = Delivery(changed, self.timestamp())
+        for sessions in tuple(self._sessions.get(meeting.room, {}).values()):
+            for session in tuple(sessions):
+                if session not in meeting.watchers:
+                    continue
+                if state is not None and may_moderate(state, session.id):
+                    session.push(delivery, None)
+                else:
+                    meeting.watchers.discard(session)
 
     def _sender_of(self, announcement: Announcement) -> tuple[Session | None, TransactionId | None]:
         return (None, None) if announcement.cause is None else self._senders.get(announcement.cause, (None, None))
@@ -380,6 +445,7 @@ class ModerationModule:
         """Deliver nothing to this session any more."""
         sessions = self._sessions.get(session.room, {})
         listed = sessions.get(session.id, [])
+        session.meeting.watchers.discard(session)
         if session in listed:
             listed.remove(session)
             metrics.SESSIONS.dec()
@@ -407,6 +473,7 @@ class ModerationModule:
                 self._rules,
                 clock=self._clock,
                 on_forgotten=lambda: self._on_forgotten(room),
+                on_state_changed=lambda changed: self._on_state_changed(self._meeting(room), changed),
             )
             self._meetings[room] = meeting
             metrics.MEETINGS.inc()
@@ -482,12 +549,30 @@ BESIDE_THE_SERVER: Final = frozenset({Kind.SIP, Kind.RECORDER})
 """Kinds that reach LiveKit by its internal address."""
 
 
-def _parse(namespace: Namespace, payload: object) -> livekit.LiveKitCommand | control.ControlCommand:
+RETRY_AFTER_S: Final = 1.0
+"""When somebody whose meeting has too many commands waiting may try again."""
+
+
+def _parse(
+    namespace: Namespace, payload: object
+) -> livekit.LiveKitCommand | control.ControlCommand | moderation.ModerationCommand:
     if namespace is Namespace.LIVEKIT:
         return parse_payload(payload, livekit.COMMANDS)
     if namespace is Namespace.CONTROL:
         return parse_payload(payload, control.COMMANDS)
-    raise MessageError("action: not a command of this namespace")
+    return parse_payload(payload, moderation.COMMANDS)
+
+
+def _audit_view(entry: AuditEntry) -> moderation.AuditView:
+    return moderation.AuditView(
+        command_id=entry.command_id,
+        at=rfc3339(entry.at),
+        moderator=entry.moderator,
+        action=entry.action,
+        targets=entry.targets,
+        outcomes=entry.outcomes,
+        reason=entry.reason,
+    )
 
 
 def _log_answer(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -11,8 +12,8 @@ import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_before_delay, wait_exponential
 
 from signaling import metrics
-from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import call_for, owner_of, plan
+from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove
+from signaling.core.enforcement import allowable, call_for, is_exempt, must_wait, owner_of, plan, silencing
 from signaling.core.participants import Source
 from signaling.core.state import MeetingState
 from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
@@ -39,6 +40,7 @@ class Reconciler:
         before_sweep: Awaited before everything is compared.
         remove_unknown: Whether people who never joined are removed, instead of being restricted like anyone.
         sweep_s: How often everything is compared, in seconds.
+        on_change: Called when what is known of LiveKit, or of who is to be dealt with, may have changed.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Reconciler:
         before_sweep: Callable[[], Awaitable[None]],
         remove_unknown: bool,
         sweep_s: float,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._room = room
+        self._on_change = on_change
         self._media = media
         self._read = read
         self._before_sweep = before_sweep
@@ -80,6 +84,10 @@ class Reconciler:
         """One identity as of the last look."""
         return self._roster.get((room, identity))
 
+    def rooms_of(self, identity: Identity) -> frozenset[LiveKitRoom]:
+        """The rooms where an identity is, as of the last look."""
+        return frozenset(room for room, present in self._roster if present == identity)
+
     def is_settling(self, participant: ParticipantId) -> bool:
         """Whether LiveKit is still to be told about them."""
         return participant in self._due or any(place[1] == Identity(participant) for place in self._settling)
@@ -105,6 +113,7 @@ class Reconciler:
         due = frozenset(participants)
         self._due |= due
         self._due_since_look |= due
+        self._on_change()
 
     def _retry_later(self, participants: Iterable[ParticipantId]) -> None:
         self._note_due(participants)
@@ -155,15 +164,26 @@ class Reconciler:
                 self._roster[place] = listed[place]
             else:
                 self._drop(place)
+        self._on_change()
+
+    async def _look_for(self, place: Place) -> None:
+        """List the room of somebody about whom LiveKit did not know: they may be coming or going in this moment."""
+        presences = await self._media.list_presences(place[0])
+        self._drop(place)
+        for listed in presences:
+            if listed.identity == place[1]:
+                self._note(listed)
 
     def _note(self, presence: Presence) -> None:
         place = (presence.room, presence.identity)
         self._roster[place] = presence
         self._told_at[place] = asyncio.get_running_loop().time()
+        self._on_change()
 
     def _note_removed(self, place: Place) -> None:
         self._roster.pop(place, None)
         self._told_at[place] = asyncio.get_running_loop().time()
+        self._on_change()
 
     def _drop(self, place: Place) -> None:
         self._roster.pop(place, None)
@@ -215,9 +235,13 @@ class Reconciler:
             presence = self._roster.get(place)
             if presence is None:
                 return Finding.ABSENT if finding is Finding.AGREED else finding
-            call = call_for(await self._read(), presence, remove_unknown=self._remove_unknown)
+            state, roster = await self._read(), self._roster.values()
+            call = call_for(state, presence, remove_unknown=self._remove_unknown, roster=roster)
             try:
                 match call:
+                    case None if must_wait(state, presence, roster):
+                        self._retry_later({owner_of(place[1], state)})
+                        return Finding.SETTLING
                     case None:
                         return finding
                     case Remove():
@@ -229,13 +253,8 @@ class Reconciler:
             except ParticipantGone:
                 if looked_again:
                     raise
-                # They may be coming or going in this very moment.
                 looked_again = True
-                presences = await self._media.list_presences(place[0])
-                self._drop(place)
-                for listed in presences:
-                    if listed.identity == place[1]:
-                        self._note(listed)
+                await self._look_for(place)
         raise MediaServerRejected("LiveKit answers with another permission than it was told")
 
     async def remove(self, place: Place, owner: ParticipantId) -> None:
@@ -263,12 +282,14 @@ class Reconciler:
             self._settling[place] = task
             self._tasks.add(task)  # also while a more urgent one has taken its place
             task.add_done_callback(lambda done: self._settled(place, done))
+            self._on_change()
         return task
 
     def _settled(self, place: Place, task: asyncio.Task[Finding]) -> None:
         self._tasks.discard(task)
         if self._settling.get(place) is task:
             del self._settling[place]
+            self._on_change()
         if task.cancelled() or (error := task.exception()) is None:
             return
         if isinstance(error, StoreError):
@@ -292,15 +313,10 @@ class Reconciler:
                 presence = self._roster.get((room, identity))
                 if presence is None:
                     return Finding.ABSENT
-                tracks = [
-                    track
-                    for track in presence.tracks
-                    if track.source in sources and (only is None or track.sid in only)
-                ]
-                if not tracks:
-                    return Finding.NO_TRACK
+                if only is not None:
+                    presence = _with_tracks(presence, only)
                 try:
-                    return await self._mute_tracks(presence, tracks)
+                    return await self._mute_tracks(presence, sources)
                 except (ParticipantGone, TrackGone):
                     if attempt:
                         raise
@@ -311,12 +327,12 @@ class Reconciler:
             log.warning("media_server_rejected", room=room, participant=identity, error=str(error))
         return Finding.REJECTED
 
-    async def _mute_tracks(self, presence: Presence, tracks: list[Track]) -> Finding:
-        live = [track for track in tracks if not track.muted]
-        for track in live:
-            async with self._media.slot(presence.room, Priority.LIVE), self._lock(presence.identity):
-                await self._media.mute(presence.room, presence.identity, track.sid)
-        return Finding.MUTED if live else Finding.ALREADY_MUTED
+    async def _mute_tracks(self, presence: Presence, sources: frozenset[Source]) -> Finding:
+        for track in presence.tracks_of(sources):
+            if not track.muted:
+                async with self._media.slot(presence.room, Priority.LIVE), self._lock(presence.identity):
+                    await self._media.mute(presence.room, presence.identity, track.sid)
+        return silencing(presence, sources)
 
     async def mute_late(
         self,
@@ -332,16 +348,30 @@ class Reconciler:
         Returns:
             Whether LiveKit has confirmed it: also when it says that they are muted, since it was asked to do so.
         """
+        finding = await self._late(room, lambda: self.mute(room, identity, sources, only), within_s)
+        return finding in {Finding.MUTED, Finding.ALREADY_MUTED}
 
+    async def agree_late(self, place: Place, within_s: float) -> bool:
+        """Try again to agree about an identity, for `within_s` seconds; whether LiveKit does."""
+        finding = await self._late(place[0], lambda: self.agree(place, Priority.REPAIR), within_s)
+        return finding in {Finding.CHANGED, Finding.AGREED}
+
+    async def stop_late(
+        self, place: Place, sources: frozenset[Source], only: frozenset[TrackSid], within_s: float
+    ) -> None:
+        """Try again to stop these tracks, for `within_s` seconds."""
+        await self._late(place[0], lambda: self.stop(place, sources, only), within_s)
+
+    async def _late(self, room: LiveKitRoom, again: Callable[[], Awaitable[Finding]], within_s: float) -> Finding:
         async def attempt() -> Finding:
             try:
                 await self.look({room})
             except MediaServerUnavailable:
                 return Finding.UNANSWERED
-            return await self.mute(room, identity, sources, only)
+            return await again()
 
         if within_s <= 0:
-            return False
+            return Finding.UNANSWERED
         retrying = AsyncRetrying(
             retry=retry_if_result(lambda finding: finding.is_failure),
             wait=wait_exponential(multiplier=_FIRST_RETRY_S, max=1),
@@ -350,8 +380,53 @@ class Reconciler:
         try:
             finding: Finding = await retrying(attempt)
         except RetryError:
-            return False
-        return finding in {Finding.MUTED, Finding.ALREADY_MUTED}
+            return Finding.UNANSWERED
+        return finding
+
+    # --- Stopping ------------------------------------------------------------------------------------------------
+
+    async def stop(self, place: Place, sources: frozenset[Source], only: frozenset[TrackSid] | None = None) -> Finding:
+        """
+        End what somebody publishes of these sources, as of the last look: the right goes away and comes back.
+
+        Args:
+            only: If they publish one of these tracks; `None` for whatever they publish.
+        """
+        room, identity = place
+        try:
+            async with self._media.slot(room, Priority.LIVE), self._lock(identity):
+                return await self._stop_now(place, sources, only)
+        except MediaServerUnavailable:
+            self.doubt({await self._owner_of(identity)})
+            return Finding.UNANSWERED
+        except MediaServerRejected as error:
+            log.warning("media_server_rejected", room=room, participant=identity, error=str(error))
+            self._retry_later({await self._owner_of(identity)})
+            return Finding.REJECTED
+
+    async def _stop_now(self, place: Place, sources: frozenset[Source], only: frozenset[TrackSid] | None) -> Finding:
+        presence = self._roster.get(place)
+        if presence is None:
+            return Finding.ABSENT
+        tracks = presence.tracks_of(sources)
+        if not tracks or not (only is None or any(track.sid in only for track in tracks)):
+            return Finding.NO_TRACK
+        allowed = presence.permission.allowed()
+        away = tuple(source for source in allowed if source not in sources)
+        try:
+            stopped = await self._media.allow(presence, away)
+        except ParticipantGone:
+            await self._look_for(place)
+            if place in self._roster:
+                raise
+            return Finding.ABSENT
+        self._note(stopped)
+        state = await self._read()
+        # Whom no rule concerns gets back what they had.
+        back = allowed if is_exempt(state, stopped) else allowable(state, stopped, self._roster.values())
+        if not stopped.permission.allows_exactly(back):
+            self._note(await self._media.allow(stopped, back))
+        return Finding.STOPPED
 
     # --- Sweeping ------------------------------------------------------------------------------------------------
 
@@ -415,6 +490,11 @@ class Reconciler:
             self._drop(place)  # the whole room is about to be deleted
         silent = await self.look(rooms - state.doomed)
         calls = plan(state, self._roster.values(), remove_unknown=self._remove_unknown, about=people)
+        waiting = {
+            owner_of(presence.identity, state)
+            for presence in self._roster.values()
+            if must_wait(state, presence, self._roster.values())
+        }
         priority = Priority.SWEEP if people is None else Priority.REPAIR
         findings = await asyncio.gather(
             *(self.agree((call.room, call.identity), priority) for call in calls), return_exceptions=True
@@ -432,6 +512,7 @@ class Reconciler:
                     log.info("drift_repaired", room=call.room, participant=call.identity)
                 if owner in self._in_doubt:
                     self._in_doubt[owner] = None
+        self._note_due(waiting)  # until nobody else has the screen any more
         if not silent:
             # Whoever became due meanwhile is due for another look.
             agreed = (self._due if people is None else people) - failed - self._due_since_look
@@ -448,6 +529,7 @@ class Reconciler:
                     continue
                 del self._in_doubt[person]
             self._due.discard(person)
+            self._on_change()
 
     async def close(self) -> None:
         """End what is under way."""
@@ -455,3 +537,7 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _with_tracks(presence: Presence, only: frozenset[TrackSid]) -> Presence:
+    return replace(presence, tracks=tuple(track for track in presence.tracks if track.sid in only))

@@ -1,12 +1,14 @@
 """A meeting's turns: from a command to the committed state, one at a time, whatever fails on the way."""
 
 import asyncio
+import contextlib
+import operator
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, assert_never
 from uuid import uuid4
 
 import structlog
@@ -15,28 +17,31 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 from signaling import metrics
 from signaling.core.decisions import (
     FRESH_S,
+    Announcement,
     AnyCommand,
     Conclusion,
     Decision,
     DepartUnlessBack,
     End,
+    Expire,
     NoteRoomDeleted,
     Refusal,
     conclude,
     decide,
-    force_muted,
+    mute_announcements,
 )
-from signaling.core.effects import Agree, Finding, Mute, Priority
-from signaling.core.enforcement import owner_of, plan
+from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
+from signaling.core.enforcement import is_exempt, is_stranger, must_wait, owner_of, plan, silencing, strangers
 from signaling.core.participants import Source
 from signaling.core.policy import publishable, stricter
-from signaling.core.state import MeetingState, Member, Popouts, apply, new_meeting
+from signaling.core.state import MeetingState, Popouts, apply, new_meeting
 from signaling.errors import MediaServerError, MediaServerUnavailable, StoreError
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import MediaServer
-from signaling.reconciler import Reconciler
+from signaling.messages import moderation
+from signaling.reconciler import Place, Reconciler
 from signaling.stores.contract import AuditEntry, Record, Store
-from signaling.view import Attendance
+from signaling.view import Attendance, Shown
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -47,6 +52,8 @@ TURN_S: Final = 15.0
 """How long a turn waits for LiveKit in all."""
 IDLE_S: Final = 0.2
 """How long a turn waits for people who publish nothing that the decision is about."""
+SHOWN_AFTER_S: Final = 0.05
+"""How long changes are gathered before watchers are told."""
 
 
 class TooManyWaiting(Exception):
@@ -61,6 +68,19 @@ class Rules:
     remove_unknown: bool = False
     sweep_s: float = 5
     empty_s: float = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """
+    What was seen when a decision was carried out.
+
+    Attributes:
+        silenced: Of those who were muted, the sources by which they had been heard or seen.
+    """
+
+    findings: Mapping[ParticipantId, Finding]
+    silenced: Mapping[ParticipantId, frozenset[Source]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,11 @@ class Meeting:
     Args:
         clock: Seconds since the epoch.
         on_forgotten: Called when the meeting is over and nothing of it is kept any more.
+        on_state_changed: Called with what watchers are to be told.
+
+    Attributes:
+        watchers: Whoever watches; while somebody does, `on_state_changed` is called.
+        newest: The newest commit's record, `None` before the first that this process hears of.
     """
 
     def __init__(
@@ -94,13 +119,16 @@ class Meeting:
         *,
         clock: Callable[[], float] = time.time,
         on_forgotten: Callable[[], None] = lambda: None,
+        on_state_changed: Callable[[moderation.StateChanged], None] = lambda _: None,
     ) -> None:
         self.room = room
+        self.watchers: set[object] = set()
         self._store = store
         self._media = media
         self._rules = rules
         self._clock = clock
         self._on_forgotten = on_forgotten
+        self._on_state_changed = on_state_changed
         self._writing = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._waiting = 0
@@ -110,7 +138,9 @@ class Meeting:
         self._timer: asyncio.TimerHandle | None = None
         self.attendance = Attendance()
         self._effective: tuple[Record, MeetingState] | None = None
-        self._members_seen: Mapping[ParticipantId, Member] | None = None
+        self._deadlines_seen: tuple[object, ...] = ()
+        self.newest: Record | None = None
+        self._showing: asyncio.TimerHandle | None = None
         self.reconciler = Reconciler(
             room,
             media,
@@ -118,7 +148,9 @@ class Meeting:
             before_sweep=self.finish_staged,
             remove_unknown=rules.remove_unknown,
             sweep_s=rules.sweep_s,
+            on_change=self._show_soon,
         )
+        self._shown = Shown(self.reconciler)
 
     # --- Reading -------------------------------------------------------------------------------------------------
 
@@ -145,6 +177,29 @@ class Meeting:
         self._minted_while_staged.add(participant)
         return stricter(participant, record.state, record.effective)
 
+    async def preview(self, sender: ParticipantId, command: AnyCommand, command_id: CommandId) -> Conclusion | Refusal:
+        """
+        What a command would come to now if LiveKit does its part. Nothing is done, and no turn waited for.
+
+        Raises:
+            StoreError: The store did not answer.
+        """
+        state = await self.effective_state()
+        decision = await self._decide(state, sender, command, command_id)
+        if isinstance(decision, Refusal):
+            return decision
+        try:
+            await self.reconciler.look(state.rooms_in_use())
+        except MediaServerUnavailable:
+            return Refusal("livekit_unavailable")
+        findings: dict[ParticipantId, Finding] = {}
+        if isinstance(decision.effect, Mute):
+            for who in decision.targets:
+                for place in self._places(state, who):
+                    if (presence := self.reconciler.presence(*place)) is not None:
+                        _worsen(findings, who, silencing(presence, decision.effect.sources))
+        return conclude(state, decision, findings)
+
     # --- Deciding ------------------------------------------------------------------------------------------------
 
     async def commit_now(
@@ -166,6 +221,7 @@ class Meeting:
                 conclusion = conclude(record.state, decision)
                 after = replace(record, revision=record.revision + 1, state=conclusion.state)
                 if await self._store.write(after, announcements=conclusion.announcements):
+                    self._free_the_screen(record.state, after.state)
                     return Committed(record.state, after)
 
     async def take_turn(
@@ -201,13 +257,23 @@ class Meeting:
                 record = await self.record()
                 if record.staged is not None:
                     record = await self._finish(record.staged)
-                decision = decide(record.state, sender, command, now=self._clock(), command_id=command_id)
+                decision = await self._decide(record.state, sender, command, command_id)
                 if isinstance(decision, Refusal):
                     return decision
                 return await self._carry_through(decision)
         finally:
             if is_waiting:
                 self._begin()
+
+    async def _decide(
+        self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
+    ) -> Decision | Refusal:
+        others = frozenset[ParticipantId]()
+        if _names_strangers(state, command):
+            with contextlib.suppress(MediaServerUnavailable):
+                await self.reconciler.look(state.rooms_in_use())
+            others = strangers(state, self.reconciler.roster)
+        return decide(state, sender, command, now=self._clock(), command_id=command_id, strangers=others)
 
     def _begin(self) -> None:
         self._waiting -= 1
@@ -227,24 +293,25 @@ class Meeting:
 
     async def _carry_through(self, decision: Decision) -> Conclusion | Refusal:
         if decision.effect is None:
-            return await self._conclude(decision, {})
+            return await self._conclude(decision, Seen({}))
         if not self._media.answering and not decision.holds:
             return Refusal("livekit_unavailable")
         await self._stage(decision)
         try:
-            findings = await self._carry_out(decision)
+            seen = await self._carry_out(decision)
         except MediaServerUnavailable:
             if not decision.holds:
                 await self._roll_back(decision)
                 return Refusal("livekit_unavailable")
-            findings = dict.fromkeys(decision.targets, Finding.UNANSWERED)
-            self.reconciler.doubt(decision.targets)
+            concerned = _concerned(decision, (await self.record()).state)
+            seen = Seen(dict.fromkeys(concerned, Finding.UNANSWERED))
+            self.reconciler.doubt(concerned)
         except asyncio.CancelledError:
             raise  # this process ends: the decision stays staged, and is finished at the next start
         except Exception:
             await self._roll_back(decision)
             raise
-        return await self._conclude(decision, findings)
+        return await self._conclude(decision, seen)
 
     async def _stage(self, decision: Decision | None) -> None:
         async with self._writing:
@@ -259,85 +326,154 @@ class Meeting:
         state = (await self.record()).state
         self.reconciler.doubt(_concerned(decision, state))
 
-    async def _conclude(self, decision: Decision, findings: Mapping[ParticipantId, Finding]) -> Conclusion:
+    async def _conclude(self, decision: Decision, seen: Seen) -> Conclusion:
         async with self._writing:
             while True:
                 record = await self.record()
-                conclusion = conclude(record.state, decision, findings)
+                conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced)
                 after = Record(record.revision + 1, conclusion.state)
                 audit = AuditEntry(
                     decision.command_id,
                     decision.at,
-                    decision.sender,
+                    decision.moderator,
                     decision.action,
                     tuple(sorted(decision.targets | decision.unknown)),
                     conclusion.outcomes,
+                    decision.reason,
                 )
-                if await self._store.write(after, announcements=conclusion.announcements, audit=audit):
+                if await self._store.write(
+                    after, announcements=conclusion.announcements, audit=audit if decision.is_action else None
+                ):
+                    self._free_the_screen(record.state, after.state)
                     return conclusion
+
+    def _free_the_screen(self, before: MeetingState, after: MeetingState) -> None:
+        if before.presenter is not None and before.presenter not in after.members:
+            self.reconciler.repair(after.members)  # the presenter has left, and everybody may share again
 
     # --- Carrying out --------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, decision: Decision) -> dict[ParticipantId, Finding]:
-        state = apply((await self.record()).state, decision.changes)
+    async def _carry_out(self, decision: Decision) -> Seen:
+        before = (await self.record()).state
+        state = apply(before, decision.changes)
         match decision.effect:
-            case Mute(participants, sources):
-                return await self._mute(state, decision, participants, sources)
+            case Mute() as effect:
+                return await self._mute(state, decision, effect)
+            case Stop() as effect:
+                return await self._stop(state, decision, effect)
             case Agree(participants, sources):
-                return await self._agree(state, participants, sources)
+                return Seen(await self._agree(state, participants, sources))
+            case Expel(participants):
+                return Seen(await self._expel(before, state, participants))
             case None:
-                return {}
+                return Seen({})
+            case _:
+                assert_never(decision.effect)
 
-    async def _mute(
-        self,
-        state: MeetingState,
-        decision: Decision,
-        participants: frozenset[ParticipantId],
-        sources: frozenset[Source],
-    ) -> dict[ParticipantId, Finding]:
-        places = {who: room for who in participants if (room := state.room_of(who)) is not None}
-        silent = await self.reconciler.look(places.values())
-        live = {
-            who: frozenset(track.sid for track in presence.tracks if not track.muted)
-            for who, room in places.items()
-            if (presence := self.reconciler.presence(room, Identity(who))) is not None
-        }
+    def _places(self, state: MeetingState, participant: ParticipantId) -> Iterator[Place]:
+        """Where somebody belongs; or where they are, if they have never joined."""
+        room = state.room_of(participant)
+        for found in self.reconciler.rooms_of(Identity(participant)) if room is None else {room}:
+            yield found, Identity(participant)
+
+    async def _mute(self, state: MeetingState, decision: Decision, effect: Mute) -> Seen:
+        sources = effect.sources
+        places = {place: who for who in effect.participants for place in self._places(state, who)}
+        silent = await self.reconciler.look(
+            state.rooms_in_use() if effect.strangers_too else {room for room, _ in places}
+        )
+        held = frozenset(places) if effect.is_held else frozenset[Place]()
+        if effect.strangers_too:
+            places |= {
+                (presence.room, presence.identity): ParticipantId(presence.identity)
+                for presence in self.reconciler.roster
+                if is_stranger(state, presence) and not is_exempt(state, presence)
+            }
+        before = {place: found for place in places if (found := self.reconciler.presence(*place)) is not None}
         tasks = {
-            who: asyncio.create_task(self.reconciler.mute(room, Identity(who), sources))
-            for who, room in places.items()
-            if room not in silent
+            place: asyncio.create_task(
+                self._hold(place, before.get(place), sources)
+                if place in held
+                else self.reconciler.mute(*place, sources)
+            )
+            for place in places
+            if place[0] not in silent
         }
+        findings = await self._gathered(tasks, places)
+        silenced: dict[ParticipantId, frozenset[Source]] = {}
+        for place, presence in before.items():
+            who, live = places[place], _live(presence, sources)
+            silenced[who] = silenced.get(who, frozenset()) | {track.source for track in live if track.source}
+            if findings[who].is_failure:
+                heard = frozenset(track.sid for track in live)
+                self.run_in_background(self._mute_late(decision, place, who, sources, heard, is_held=place in held))
+        if effect.is_held:
+            self.reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
+        return Seen({who: findings[who] for who in effect.participants if who in findings}, silenced)
+
+    async def _hold(self, place: Place, before: Presence | None, sources: frozenset[Source]) -> Finding:
+        """Take the sources away, which ends their tracks."""
+        finding = await self.reconciler.agree(place, Priority.LIVE)
+        is_done = finding in {Finding.CHANGED, Finding.AGREED} and before is not None
+        return silencing(before, sources) if is_done and before is not None else finding
+
+    async def _mute_late(
+        self,
+        decision: Decision,
+        place: Place,
+        participant: ParticipantId,
+        sources: frozenset[Source],
+        tracks: frozenset[TrackSid],
+        *,
+        is_held: bool,
+    ) -> None:
+        within_s = decision.at + FRESH_S - self._clock()
+        if is_held:
+            is_muted = await self.reconciler.agree_late(place, within_s) and bool(tracks)
+        else:
+            is_muted = await self.reconciler.mute_late(*place, sources, tracks, within_s)
+        if is_muted:
+            told = tuple(mute_announcements(participant, decision.moderator, sources))
+            await _until_done(lambda: self._announce(told))
+
+    async def _announce(self, announcements: Sequence[Announcement]) -> None:
+        async with self._writing:
+            while True:
+                record = await self.record()
+                after = replace(record, revision=record.revision + 1)
+                if await self._store.write(after, announcements=announcements):
+                    return
+
+    async def _stop(self, state: MeetingState, decision: Decision, effect: Stop) -> Seen:
+        places = {place: who for who in effect.participants for place in self._places(state, who)}
+        silent = await self.reconciler.look({room for room, _ in places})
+        before = {place: found for place in places if (found := self.reconciler.presence(*place)) is not None}
+        tasks = {
+            place: asyncio.create_task(self.reconciler.stop(place, effect.sources))
+            for place in places
+            if place[0] not in silent
+        }
+        findings = await self._gathered(tasks, places)
+        for place, presence in before.items():
+            if findings[places[place]].is_failure:
+                tracks = frozenset(track.sid for track in presence.tracks_of(effect.sources))
+                within_s = decision.at + FRESH_S - self._clock()
+                self.run_in_background(self.reconciler.stop_late(place, effect.sources, tracks, within_s))
+        return Seen(findings)
+
+    async def _gathered(
+        self, tasks: Mapping[Place, asyncio.Task[Finding]], places: Mapping[Place, ParticipantId]
+    ) -> dict[ParticipantId, Finding]:
         try:
             if tasks:
                 await asyncio.wait(tasks.values(), timeout=TURN_S)
         finally:
             for task in tasks.values():
                 task.cancel()
-        findings = {who: _finding(tasks.get(who)) for who in places}
-        for who, finding in findings.items():
-            if finding.is_failure and who in live:
-                self.run_in_background(self._mute_late(decision, places[who], who, sources, live[who]))
+        findings: dict[ParticipantId, Finding] = {}
+        for place, who in places.items():
+            _worsen(findings, who, _finding(tasks.get(place)))
         return findings
-
-    async def _mute_late(
-        self,
-        decision: Decision,
-        room: LiveKitRoom,
-        participant: ParticipantId,
-        sources: frozenset[Source],
-        tracks: frozenset[TrackSid],
-    ) -> None:
-        within_s = decision.at + FRESH_S - self._clock()
-        if await self.reconciler.mute_late(room, Identity(participant), sources, tracks, within_s):
-            await _until_done(lambda: self._announce(participant, decision.sender))
-
-    async def _announce(self, participant: ParticipantId, moderator: ParticipantId) -> None:
-        async with self._writing:
-            while True:
-                record = await self.record()
-                after = replace(record, revision=record.revision + 1)
-                if await self._store.write(after, announcements=[force_muted(participant, moderator)]):
-                    return
 
     async def _agree(
         self, state: MeetingState, participants: frozenset[ParticipantId] | None, sources: frozenset[Source]
@@ -347,24 +483,33 @@ class Meeting:
         if participants is None:
             rooms = state.rooms_in_use()
         else:
-            rooms = frozenset(room for who in participants if (room := state.room_of(who)) is not None)
+            rooms = frozenset(room for who in participants for room, _ in self._places(state, who))
         silent = await reconciler.look(rooms)
         heard_of = rooms - silent
+        roster = list(reconciler.roster)
         concerned = [
             presence
-            for presence in reconciler.roster
+            for presence in roster
             if presence.room in heard_of
             and (participants is None or owner_of(presence.identity, state) in participants)
         ]
+        # Whoever becomes the presenter gets the screen when it was taken away from everybody else, and not before.
+        waiting = [presence for presence in concerned if must_wait(state, presence, roster)]
         urgent, idle = {}, {}
-        for call in plan(state, concerned, remove_unknown=self._rules.remove_unknown, sources=sources):
+        for call in plan(state, roster, remove_unknown=self._rules.remove_unknown, about=participants, sources=sources):
             place = (call.room, call.identity)
-            if participants is None and call.priority is Priority.IDLE:
+            if call.room not in heard_of:
+                continue
+            if participants is None and call.priority is Priority.IDLE and not waiting:
                 idle[place] = reconciler.settle(place, Priority.SETTLING)
             else:
                 urgent[place] = reconciler.settle(place, call.priority)
         if urgent:
             await asyncio.wait(urgent.values(), timeout=TURN_S)
+        for presence in waiting:
+            place = (presence.room, presence.identity)
+            urgent[place] = reconciler.settle(place, Priority.LIVE)
+            await asyncio.wait({urgent[place]}, timeout=TURN_S)
         if idle:
             spent_s = asyncio.get_running_loop().time() - began_at
             await asyncio.wait(idle.values(), timeout=min(IDLE_S, max(TURN_S - spent_s, 0)))
@@ -376,7 +521,29 @@ class Meeting:
         for place, task in idle.items():
             _worsen(findings, owner_of(place[1], state), _finding(task) if task.done() else Finding.SETTLING)
         reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
-        return {who: finding for who, finding in findings.items() if who in state.members}
+        return {
+            who: finding for who, finding in findings.items() if who in state.members or who in (participants or ())
+        }
+
+    async def _expel(
+        self, before: MeetingState, state: MeetingState, participants: frozenset[ParticipantId]
+    ) -> dict[ParticipantId, Finding]:
+        # People who left long ago may be in any room that was ever used.
+        silent = await self.reconciler.look(before.rooms - before.doomed)
+        tasks = {
+            (presence.room, presence.identity): self.reconciler.settle(
+                (presence.room, presence.identity), Priority.REPAIR
+            )
+            for presence in self.reconciler.roster
+            if owner_of(presence.identity, state) in participants
+        }
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=TURN_S)
+        findings = {who: Finding.UNANSWERED for who in participants if before.room_of(who) in silent}
+        for place, task in tasks.items():
+            _worsen(findings, owner_of(place[1], state), _finding(task))
+        self.reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
+        return findings
 
     def remove_identities(self, participant: ParticipantId, state: MeetingState) -> Awaitable[object]:
         """Remove from LiveKit what `state`, which holds no more, had there of somebody; what fails is tried again."""
@@ -398,8 +565,11 @@ class Meeting:
                 await self._finish(staged)
 
     async def _finish(self, decision: Decision) -> Record:
-        if isinstance(decision.effect, Mute) and self._clock() - decision.at > FRESH_S:
-            await self._conclude(decision, dict.fromkeys(decision.targets, Finding.UNANSWERED))
+        is_once = isinstance(decision.effect, Stop) or (
+            isinstance(decision.effect, Mute) and not decision.effect.is_held
+        )
+        if is_once and self._clock() - decision.at > FRESH_S:
+            await self._conclude(decision, Seen(dict.fromkeys(decision.targets, Finding.UNANSWERED)))
         else:
             await self._carry_through(decision)
         log.info("staged_command_finished", room=self.room, command_id=decision.command_id, action=decision.action)
@@ -449,10 +619,13 @@ class Meeting:
     # --- Time passing --------------------------------------------------------------------------------------------
 
     def note(self, record: Record) -> None:
-        """A commit of this meeting was made: see to it that places and empty meetings are given up in time."""
+        """A commit of this meeting was made: see to it that whatever ends by itself does so in time."""
         state = record.state
-        if state.members is not self._members_seen:
-            self._members_seen = state.members
+        self.newest = record
+        self._show_soon()
+        deadlines = (state.members, state.restricted_until, state.holds, state.unmute_requests)
+        if len(self._deadlines_seen) != len(deadlines) or any(map(operator.is_not, deadlines, self._deadlines_seen)):
+            self._deadlines_seen = deadlines
             self._arm(state)
 
     def _arm(self, state: MeetingState) -> None:
@@ -462,6 +635,7 @@ class Meeting:
         deadlines = [member.returns_until for member in state.members.values() if member.returns_until is not None]
         if not state.members and state.empty_since is not None:
             deadlines.append(state.empty_since + self._rules.empty_s)
+        deadlines += _ends(state)
         if deadlines:
             delay_s = max(min(deadlines) - self._clock(), 0)
             loop = asyncio.get_running_loop()
@@ -475,6 +649,8 @@ class Meeting:
                 departed = await self.commit_now(participant, DepartUnlessBack(participant, now))
                 if isinstance(departed, Committed):
                     await self.remove_identities(participant, departed.before)
+        if any(end <= now for end in _ends((await self.record()).state)):
+            await self.take_turn(CONTROLLER, Expire(now), new_command_id())
         state = (await self.record()).state
         if not state.members and state.empty_since is not None and state.empty_since + self._rules.empty_s <= now:
             await self.end()
@@ -490,6 +666,27 @@ class Meeting:
         """
         await self.commit_now(CONTROLLER, End())
         return self.run_in_background(self.delete_doomed_rooms())
+
+    # --- Showing -------------------------------------------------------------------------------------------------
+
+    def show(self, record: Record) -> moderation.StateView:
+        """The meeting as a moderator sees it as of `record` or later; whoever watches has been told of all of it."""
+        return self._show(record if self.newest is None or record.revision > self.newest.revision else self.newest)
+
+    def _show(self, record: Record) -> moderation.StateView:
+        view, changed = self._shown.update(record)
+        if changed is not None and self.watchers:
+            self._on_state_changed(changed)
+        return view
+
+    def _show_soon(self) -> None:
+        if self.watchers and self._showing is None:
+            self._showing = asyncio.get_running_loop().call_later(SHOWN_AFTER_S, self._show_newest)
+
+    def _show_newest(self) -> None:
+        self._showing = None
+        if self.newest is not None:
+            self._show(self.newest)
 
     # --- Running -------------------------------------------------------------------------------------------------
 
@@ -518,8 +715,10 @@ class Meeting:
 
     async def close(self) -> None:
         """End all that runs for this meeting; its state stays in the store."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._showing):
+            if timer is not None:
+                timer.cancel()
+        self.watchers.clear()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -543,7 +742,10 @@ async def _until_done(work: Callable[[], Awaitable[Result]]) -> Result:
 _SEVERITY: Final = {
     finding: severity
     for severity, finding in enumerate(
-        [Finding.AGREED, Finding.ABSENT, Finding.CHANGED, Finding.SETTLING, Finding.REJECTED, Finding.UNANSWERED]
+        [
+            *(Finding.AGREED, Finding.ABSENT, Finding.NO_TRACK, Finding.ALREADY_MUTED, Finding.CHANGED),
+            *(Finding.MUTED, Finding.STOPPED, Finding.SETTLING, Finding.REJECTED, Finding.UNANSWERED),
+        ]
     )
 }
 
@@ -557,6 +759,31 @@ def _worsen(findings: dict[ParticipantId, Finding], participant: ParticipantId, 
 
 def _finding(task: asyncio.Task[Finding] | None) -> Finding:
     return task.result() if task is not None and task.done() and not task.cancelled() else Finding.UNANSWERED
+
+
+def _live(presence: Presence, sources: frozenset[Source]) -> list[Track]:
+    return [track for track in presence.tracks_of(sources) if not track.muted]
+
+
+def _names_strangers(state: MeetingState, command: AnyCommand) -> bool:
+    match command:
+        case (
+            moderation.Mute(participants=named)
+            | moderation.Allow(participants=named)
+            | moderation.Disallow(participants=named)
+            | moderation.Stop(participants=named)
+            | moderation.Kick(participants=named)
+        ):
+            return not state.members.keys() >= set(named or ())
+        case _:
+            return False
+
+
+def _ends(state: MeetingState) -> list[float]:
+    """When something that was decided ends by itself."""
+    held = [until for sources in state.holds.values() for until in sources.values()]
+    requested = [request.expires_at for request in state.unmute_requests.values()]
+    return [*state.restricted_until.values(), *held, *requested]
 
 
 def _concerned(decision: Decision, state: MeetingState) -> frozenset[ParticipantId]:

@@ -78,6 +78,7 @@ class Session:
         self._since: int | None = None
         self._held_back: list[tuple[int, Delivery]] = []
         self._is_over = False
+        self._ends: tuple[int, EndReason] | None = None
         self._join_data: livekit.JoinData | None = None
         self._join_success: control.JoinSuccess | None = None
 
@@ -223,10 +224,14 @@ class Session:
         held_back, self._held_back = self._held_back, []
         for committed, delivery in held_back:
             self.push(delivery, committed)
+        if self._ends is not None:
+            self.end(self._ends[1], self._ends[0])
 
-    def end(self, reason: EndReason) -> None:
-        """The module ends the session."""
-        if not self._is_over:
+    def end(self, reason: EndReason, revision: int | None = None) -> None:
+        """The module ends the session; not for a commit from before the participant joined."""
+        if revision is not None and self._since is None:
+            self._ends = revision, reason
+        elif not self._is_over and (revision is None or self._since is None or revision > self._since):
             self._finish()
             self.ended.set_result(reason)
 

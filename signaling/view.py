@@ -1,11 +1,15 @@
 """The meeting as it is shown: to a moderator, to a joiner, and to the person concerned."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from signaling.core.decisions import control_data
-from signaling.core.participants import SERVICES, Role, Source
+from signaling.core.participants import ALL_SOURCES, SERVICES, Role, Source
 from signaling.core.policy import publishable
-from signaling.core.state import MeetingState, Member
+from signaling.core.state import BlockCause, MeetingState, Member
 from signaling.identifiers import Identity, ParticipantId
 from signaling.messages import control, livekit, moderation
+from signaling.messages.base import rfc3339
 from signaling.reconciler import Reconciler
 from signaling.stores.contract import Record
 
@@ -61,19 +65,15 @@ def join_success(
     *,
     attendance: Attendance,
     data: livekit.JoinData | None,
-    reconciler: Reconciler | None,
+    view: moderation.JoinView | None,
 ) -> control.JoinSuccess:
     """
     The whole answer to `control/join`.
 
     Args:
-        reconciler: Of the meeting, if the joiner asked for the extension; `None` leaves its part out.
+        view: What the joiner sees of the meeting, if they asked for the extension.
     """
     state = record.state
-    view: moderation.JoinView | None = None
-    if reconciler is not None:
-        is_moderator = state.is_moderator(participant)
-        view = state_view(record, reconciler) if is_moderator else may_publish(record, participant)
     return control.JoinSuccess(
         id=participant,
         display_name=state.members[participant].display_name,
@@ -84,28 +84,82 @@ def join_success(
     )
 
 
-def state_view(record: Record, reconciler: Reconciler) -> moderation.StateView:
-    """Everything a moderator may see; what is in LiveKit is as of the last look."""
-    state = record.state
+class Shown:
+    """
+    The meeting as moderators were last shown it.
+
+    Its version goes up with every difference, so that a copy that was kept up to date is known to be whole.
+    """
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+        self._view = moderation.StateView(version=0, restrictions=(), blocks=(), bans=(), participants=())
+
+    def update(self, record: Record) -> tuple[moderation.StateView, moderation.StateChanged | None]:
+        """How the meeting is shown now, and what differs from how it was shown before; `None` if nothing does."""
+        before = self._view
+        view = _state_view(record.state, self._reconciler, before.version + 1)
+        changed = difference(before, view)
+        if changed is None:
+            return before, None
+        self._view = view
+        return view, moderation.StateChanged(version=view.version, changed=changed)
+
+
+def difference(before: moderation.StateView, after: moderation.StateView) -> moderation.Changed | None:
+    """What a copy of `before` needs to become one of `after`, but for the version; `None` if they are the same."""
+    changed: dict[str, Any] = {
+        name: getattr(after, name)
+        for name in ("restrictions", "blocks", "bans", "presenter")
+        if getattr(after, name) != getattr(before, name)
+    }
+    if "presenter" in changed and after.presenter is None:
+        changed["gone"] = ("presenter",)
+    known = {person.participant: person for person in before.participants}
+    present = {person.participant for person in after.participants}
+    people = [
+        *(person for person in after.participants if known.get(person.participant) != person),
+        *(moderation.ParticipantGone(participant=who) for who in sorted(known.keys() - present)),
+    ]
+    if people:
+        changed["participants"] = tuple(people)
+    return moderation.Changed(**changed) if changed else None
+
+
+def _state_view(state: MeetingState, reconciler: Reconciler, version: int) -> moderation.StateView:
     return moderation.StateView(
-        version=state.version,
+        version=version,
         restrictions=tuple(
             moderation.RestrictionView(
-                source=source.value, allowed=tuple(sorted(state.listed.get(source, frozenset())))
+                source=source.value,
+                allowed=tuple(state.listed.get(source, frozenset())),
+                expires_at=None if (ends := state.restricted_until.get(source)) is None else rfc3339(ends),
             )
-            for source in Source
+            for source in ALL_SOURCES
             if source in state.restricted
         ),
-        blocks=tuple(
-            moderation.BlockView(participant=block.participant, source=block.source.value, cause="moderator")
-            for block in sorted(state.blocks, key=lambda block: (block.participant, block.source))
-        ),
-        bans=(),
+        blocks=tuple(sorted(_blocks(state), key=lambda block: (block.participant, block.source, block.cause))),
+        bans=tuple(state.bans),
+        presenter=state.presenter,
         participants=tuple(
-            _participant_view(record, reconciler, participant, state.members[participant])
+            _participant_view(state, reconciler, participant, state.members[participant])
             for participant in sorted(state.members)
         ),
     )
+
+
+def _blocks(state: MeetingState) -> Iterator[moderation.BlockView]:
+    for block in state.blocks:
+        by_bypass = block.cause is BlockCause.BYPASS
+        yield moderation.BlockView(
+            participant=block.participant,
+            source=block.source.value,
+            cause=block.cause.value,
+            count=len(state.bypasses.get(block.participant, ())) if by_bypass else None,
+        )
+    for who, held in state.holds.items():
+        for source, until in held.items():
+            yield moderation.BlockView(participant=who, source=source.value, cause="hold", until=rfc3339(until))
 
 
 def may_publish(record: Record, participant: ParticipantId) -> moderation.MayPublish:
@@ -114,9 +168,8 @@ def may_publish(record: Record, participant: ParticipantId) -> moderation.MayPub
 
 
 def _participant_view(
-    record: Record, reconciler: Reconciler, participant: ParticipantId, member: Member
+    state: MeetingState, reconciler: Reconciler, participant: ParticipantId, member: Member
 ) -> moderation.ParticipantView:
-    state = record.state
     room = state.room_of(participant)
     presence = None if room is None else reconciler.presence(room, Identity(participant))
     return moderation.ParticipantView(

@@ -74,6 +74,25 @@ class Person:
         """What a command came to, by participant."""
         return outcomes(await self.result(action, **fields))
 
+    async def moderate(self, action: str, *, transaction_id: int | str | None = None, **fields: object) -> None:
+        """A command of the namespace `livekit_moderation`."""
+        await self.session.receive("livekit_moderation", {"action": action, **fields}, transaction_id)
+
+    async def moderated(self, action: str, **fields: object) -> dict[str, Any]:
+        """The `result` of a command of the namespace `livekit_moderation`."""
+        await self.moderate(action, transaction_id=len(self.inbox) + 1, **fields)
+        return self.noticed("result")[-1]
+
+    async def comes_to(self, action: str, **fields: object) -> dict[str, str]:
+        """What a command of the namespace `livekit_moderation` came to, by participant; it was not refused."""
+        result = await self.moderated(action, **fields)
+        assert "error" not in result, result
+        return outcomes(result)
+
+    def noticed(self, message: str) -> list[dict[str, Any]]:
+        """The payloads of these events of the namespace `livekit_moderation`, oldest first."""
+        return self.told(message, "livekit_moderation")
+
 
 class MeetingOnFake:
     """The module, the fake, and whoever joins."""

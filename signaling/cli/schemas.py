@@ -76,7 +76,7 @@ _JOIN_DATA: Final = livekit.JoinData(
 )
 _AUDIT_ENTRY: Final = moderation.AuditView(
     command_id=_COMMAND_ID,
-    at=_AT,
+    at=rfc3339(_AT),
     moderator=ALICE,
     action="kick",
     targets=(DAVE,),
@@ -87,12 +87,12 @@ _STATE: Final = moderation.StateView(
     version=12,
     restrictions=(
         moderation.RestrictionView(source="microphone", allowed=(BOB,)),
-        moderation.RestrictionView(source="camera", allowed=(), expires_at=_AT + 600),
+        moderation.RestrictionView(source="camera", allowed=(), expires_at=rfc3339(_AT + 600)),
     ),
     blocks=(
         moderation.BlockView(participant=CAROL, source="screen_share", cause="moderator"),
         moderation.BlockView(participant=CAROL, source="camera", cause="bypass", count=1),
-        moderation.BlockView(participant=CAROL, source="microphone", cause="hold", until=_AT + 60),
+        moderation.BlockView(participant=CAROL, source="microphone", cause="hold", until=rfc3339(_AT + 60)),
     ),
     bans=(DAVE,),
     presenter=BOB,

@@ -1,10 +1,11 @@
 """From a command to a decision, and from what LiveKit did to what everybody is told."""
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
 
-from signaling.core.effects import Agree, Effect, Finding, Mute
+from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Stop
 from signaling.core.participants import (
     NEVER_MODERATORS,
     SCREEN_SOURCES,
@@ -13,9 +14,13 @@ from signaling.core.participants import (
     Role,
     Source,
 )
-from signaling.core.policy import publishable
+from signaling.core.policy import is_blocked, obeys_room, publishable
 from signaling.core.state import (
-    Block,
+    Asked,
+    Banned,
+    BanWas,
+    BlockWas,
+    BypassNoted,
     Change,
     ConnectionLost,
     Departed,
@@ -23,16 +28,31 @@ from signaling.core.state import (
     Entered,
     Granted,
     HandSet,
+    Held,
+    HoldsEnded,
+    HoldWas,
+    ListingWas,
     MeetingState,
     Member,
     Moved,
+    MutesForgotten,
+    MutesNoted,
     Popout,
     PopoutIssued,
     Popouts,
+    PresenterSet,
+    PresenterWas,
+    PutBack,
+    RequestClosed,
+    RequestsLapsed,
     Restricted,
+    RestrictionWas,
     Revoked,
     RoleGiven,
     RoomDeleted,
+    Setting,
+    Unbanned,
+    UnmuteRequest,
     Unrestricted,
     apply,
 )
@@ -42,6 +62,7 @@ from signaling.identifiers import (
     CommandId,
     LiveKitRoom,
     ParticipantId,
+    TrackSid,
     popout_identity,
 )
 from signaling.messages import control, livekit, moderation
@@ -49,6 +70,10 @@ from signaling.messages.base import Event, in_order, rfc3339
 
 FRESH_S: Final = 15.0
 """A mute is carried out, or tried again, only this long after its command: later it would hit what it did not mean."""
+REQUEST_S: Final = 60.0
+"""How long somebody has to answer a request to unmute."""
+BYPASSES: Final = 2
+"""By so many bypasses somebody has to go."""
 
 
 # --- What the host does ------------------------------------------------------------------------------------------
@@ -113,7 +138,43 @@ class NoteRoomDeleted:
     room: LiveKitRoom
 
 
-HostCommand = Enter | Depart | DepartUnlessBack | LoseConnections | Move | ChangeRole | End | NoteRoomDeleted
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Whatever was to end by `now`, in seconds since the epoch, ends: restrictions, holds and requests."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Somebody was found to publish, as `source`, a medium that it is not; the second time they have to go."""
+
+    participant: ParticipantId
+    source: Source
+    track: TrackSid
+    media: Literal["audio", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteUnmutedAgain:
+    """People were found to have unmuted themselves."""
+
+    participants: frozenset[ParticipantId]
+
+
+HostCommand = (
+    Enter
+    | Depart
+    | DepartUnlessBack
+    | LoseConnections
+    | Move
+    | ChangeRole
+    | End
+    | NoteRoomDeleted
+    | Expire
+    | Bypass
+    | NoteUnmutedAgain
+)
 
 ModeratorCommand = (
     livekit.ForceMute
@@ -123,8 +184,21 @@ ModeratorCommand = (
     | livekit.DisableMicrophoneRestrictions
     | control.GrantModeratorRole
     | control.RevokeModeratorRole
+    | moderation.Mute
+    | moderation.Restrict
+    | moderation.Unrestrict
+    | moderation.Disallow
+    | moderation.Allow
+    | moderation.Stop
+    | moderation.SetPresenter
+    | moderation.AskToUnmute
+    | moderation.Kick
+    | moderation.Unban
+    | moderation.Undo
 )
-MemberCommand = livekit.RequestPopoutStreamAccessToken | control.RaiseHand | control.LowerHand
+MemberCommand = (
+    livekit.RequestPopoutStreamAccessToken | control.RaiseHand | control.LowerHand | moderation.AnswerUnmuteRequest
+)
 AnyCommand = ModeratorCommand | MemberCommand | HostCommand
 
 
@@ -133,13 +207,17 @@ AnyCommand = ModeratorCommand | MemberCommand | HostCommand
 
 RefusalCode = Literal[
     "already_joined",
+    "banned",
     "insufficient_permissions",
     "internal",
     "invalid_command",
     "livekit_unavailable",
+    "not_undoable",
     "nothing_to_do",
     "rate_limit_exceeded",
     "unavailable",
+    "unknown_command_id",
+    "unknown_request_id",
 ]
 
 
@@ -149,6 +227,7 @@ class Refusal:
 
     error: RefusalCode
     detail: str | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +267,10 @@ class Decision:
         holds: Whether it stands even if LiveKit answers nothing.
         targets: The people it names, as far as they are here.
         unknown: The people it names who are not.
+        exempt: The people whom it leaves alone although they might be meant.
+        is_action: Whether a moderator or the host did it, so that it is kept, told to moderators, and may be undone.
+        wished_by: The moderator whose wish somebody else fulfils by it.
+        reason: What the moderator says about it.
     """
 
     command_id: CommandId
@@ -199,6 +282,15 @@ class Decision:
     holds: bool = False
     targets: frozenset[ParticipantId] = frozenset()
     unknown: frozenset[ParticipantId] = frozenset()
+    exempt: frozenset[ParticipantId] = frozenset()
+    is_action: bool = False
+    wished_by: ParticipantId | None = None
+    reason: str | None = None
+
+    @property
+    def moderator(self) -> ParticipantId:
+        """Who counts as having done it."""
+        return self.sender if self.wished_by is None else self.wished_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +311,13 @@ class Conclusion:
 
 
 def decide(
-    state: MeetingState, sender: ParticipantId, command: AnyCommand, *, now: float, command_id: CommandId
+    state: MeetingState,
+    sender: ParticipantId,
+    command: AnyCommand,
+    *,
+    now: float,
+    command_id: CommandId,
+    strangers: frozenset[ParticipantId] = frozenset(),
 ) -> Decision | Refusal:
     """
     What `command` comes to in `state`. Refused in this order: the sender may not, the target is unknown, already so.
@@ -227,14 +325,20 @@ def decide(
     Args:
         sender: Who asks; `CONTROLLER` for the host.
         now: Seconds since the epoch.
+        strangers: Who is in LiveKit and has never joined; moderators may name them too.
     """
     if isinstance(command, HostCommand):
         return _decide_for_host(state, command, now, command_id)
     if isinstance(command, MemberCommand):
         return _decide_for_member(state, sender, command, now, command_id)
-    if sender != CONTROLLER and not state.is_moderator(sender):
+    if not may_moderate(state, sender):
         return Refusal("insufficient_permissions")
-    return _decide_for_moderator(state, sender, command, now, command_id)
+    return _decide_for_moderator(state, sender, command, now, command_id, strangers)
+
+
+def may_moderate(state: MeetingState, sender: ParticipantId) -> bool:
+    """Whether somebody may command now, and see what moderators see."""
+    return sender == CONTROLLER or state.is_moderator(sender)
 
 
 def _decide_for_host(
@@ -242,6 +346,8 @@ def _decide_for_host(
 ) -> Decision | Refusal:
     match command:
         case Enter(participant):
+            if participant.id in state.bans:
+                return Refusal("banned")
             changes = tuple(_enter(state, participant, now))
             return Decision(command_id, "join", participant.id, now, changes, holds=True)
         case Depart(participant, reason):
@@ -271,8 +377,46 @@ def _decide_for_host(
             return Decision(command_id, "end", CONTROLLER, now, (Ended(),), holds=True)
         case NoteRoomDeleted(room):
             return Decision(command_id, "room_deleted", CONTROLLER, now, (RoomDeleted(room),), holds=True)
+        case Expire(due_at):
+            return _expire(state, due_at, now, command_id)
+        case Bypass():
+            return _note_bypass(state, command, now, command_id)
+        case NoteUnmutedAgain(participants):
+            noted = participants & state.mutes.keys()
+            if not noted:
+                return Refusal("nothing_to_do")
+            forgotten = (MutesForgotten(noted),)
+            return Decision(command_id, "note_unmuted_again", CONTROLLER, now, forgotten, holds=True, targets=noted)
         case _:
             assert_never(command)
+
+
+def _expire(state: MeetingState, due_at: float, now: float, command_id: CommandId) -> Decision | Refusal:
+    lifted = [source for source in Source if state.restricted_until.get(source, due_at + 1) <= due_at]
+    released = {who: {source for source, until in held.items() if until <= due_at} for who, held in state.holds.items()}
+    sources = {source for ended in released.values() for source in ended}
+    changes: list[Change] = [Unrestricted(source) for source in lifted]
+    if sources:
+        changes.append(HoldsEnded(due_at))
+    if any(request.expires_at <= due_at for request in state.unmute_requests.values()):
+        changes.append(RequestsLapsed(due_at))
+    if not changes:
+        return Refusal("nothing_to_do")
+    people = frozenset(who for who, ended in released.items() if ended)
+    effect = Agree(None if lifted else people, _with_sound(sources.union(lifted))) if lifted or people else None
+    return Decision(command_id, "expire", CONTROLLER, now, tuple(changes), effect, holds=True, targets=people)
+
+
+def _note_bypass(state: MeetingState, command: Bypass, now: float, command_id: CommandId) -> Decision | Refusal:
+    who, noted = command.participant, state.bypasses.get(command.participant, frozenset())
+    if command.track in noted:
+        return Refusal("nothing_to_do")
+    targets = frozenset({who})
+    changes: tuple[Change, ...] = (BypassNoted(who, command.source, command.track, command.media),)
+    effect: Effect = Agree(targets, _with_sound({command.source}))
+    if len(noted) + 1 >= BYPASSES:
+        changes, effect = (*changes, Departed(who, now, "kicked")), Expel(targets)
+    return Decision(command_id, "bypass", CONTROLLER, now, changes, effect, holds=True, targets=targets)
 
 
 def _enter(state: MeetingState, participant: Participant, now: float) -> Iterator[Change]:
@@ -299,6 +443,8 @@ def _decide_for_member(
     if room is None:
         return Refusal("insufficient_permissions")
     match command:
+        case moderation.AnswerUnmuteRequest():
+            return _answer(state, sender, command, now, command_id)
         case livekit.RequestPopoutStreamAccessToken():
             number = state.popouts.get(sender, Popouts()).issued + 1
             change: Change = PopoutIssued(sender, number, Popout(popout_identity(sender, number), room))
@@ -320,32 +466,204 @@ def _decide_for_member(
     return Decision(command_id, command.action, sender, now, (change,), holds=True)
 
 
-def _decide_for_moderator(
-    state: MeetingState, sender: ParticipantId, command: ModeratorCommand, now: float, command_id: CommandId
+def _answer(
+    state: MeetingState,
+    sender: ParticipantId,
+    command: moderation.AnswerUnmuteRequest,
+    now: float,
+    command_id: CommandId,
 ) -> Decision | Refusal:
+    request = state.unmute_requests.get(command.request_id)
+    if request is None or request.participant != sender or request.expires_at <= now:
+        return Refusal("unknown_request_id")
+    closed = RequestClosed(command.request_id, command.accept)
+    decision = Decision(command_id, command.action, sender, now, (closed,), wished_by=request.moderator)
+    if not command.accept:
+        return replace(decision, holds=True)
+    targets = frozenset({sender})
+    return replace(
+        decision,
+        changes=(*decision.changes, Granted(targets, Source.MICROPHONE)),
+        effect=Agree(targets, frozenset({Source.MICROPHONE})),
+        targets=targets,
+        is_action=True,
+    )
+
+
+def _decide_for_moderator(
+    state: MeetingState,
+    sender: ParticipantId,
+    command: ModeratorCommand,
+    now: float,
+    command_id: CommandId,
+    strangers: frozenset[ParticipantId],
+) -> Decision | Refusal:
+    action = Decision(command_id, command.action, sender, now, is_action=True)
     match command:
         case livekit.ForceMute():
             targets, unknown = _known(state, command.participants)
             mute = Mute(targets, frozenset({Source.MICROPHONE}))
-            return Decision(command_id, command.action, sender, now, (), mute, targets=targets, unknown=unknown)
-        case livekit.GrantScreenSharePermission() | livekit.RevokeScreenSharePermission():
-            targets, unknown = _known(state, command.participants)
-            granting = isinstance(command, livekit.GrantScreenSharePermission)
-            changes = (Granted(targets) if granting else Revoked(targets),)
-            agree = Agree(targets, SCREEN_SOURCES)
-            return Decision(command_id, command.action, sender, now, changes, agree, targets=targets, unknown=unknown)
+            return replace(action, effect=mute, targets=targets, unknown=unknown)
+        case livekit.GrantScreenSharePermission():
+            return _name(state, action, command.participants, Source.SCREEN_SHARE, allow=True)
+        case livekit.RevokeScreenSharePermission():
+            return _name(state, action, command.participants, Source.SCREEN_SHARE, allow=False)
         case livekit.EnableMicrophoneRestrictions():
             restricted = Restricted(Source.MICROPHONE, frozenset(command.unrestricted_participants))
-            return Decision(command_id, command.action, sender, now, (restricted,), _ABOUT_MICROPHONES)
+            return replace(action, changes=(restricted,), effect=_about({Source.MICROPHONE}))
         case livekit.DisableMicrophoneRestrictions():
-            unrestricted = Unrestricted(Source.MICROPHONE)
-            return Decision(command_id, command.action, sender, now, (unrestricted,), _ABOUT_MICROPHONES)
+            return replace(action, changes=(Unrestricted(Source.MICROPHONE),), effect=_about({Source.MICROPHONE}))
         case control.GrantModeratorRole():
             return _give_role(state, sender, command.target, Role.MODERATOR, command.action, now, command_id)
         case control.RevokeModeratorRole():
             return _take_role(state, sender, command, now, command_id)
+        case moderation.Mute():
+            return _mute(state, action, command, strangers)
+        case moderation.Restrict(source=name, allowed=allowed, expires_in_s=lasts_s):
+            until = None if lasts_s is None else now + lasts_s
+            change = Restricted(Source(name), frozenset(allowed), until)
+            return replace(action, changes=(change,), effect=_about({Source(name)}))
+        case moderation.Unrestrict(source=name):
+            return replace(action, changes=(Unrestricted(Source(name)),), effect=_about({Source(name)}))
+        case moderation.Disallow():
+            return _name(state, action, command.participants, Source(command.source), strangers, allow=False)
+        case moderation.Allow():
+            return _name(state, action, command.participants, Source(command.source), strangers, allow=True)
+        case moderation.Stop():
+            targets, unknown = _known(state, command.participants, strangers)
+            stop = Stop(targets, _with_sound({Source(command.source)}))
+            return replace(action, effect=stop, targets=targets, unknown=unknown)
+        case moderation.SetPresenter(participant=presenter):
+            if presenter is not None and presenter not in state.members:
+                return Refusal("invalid_command", "participant: is not in this meeting")
+            return replace(action, changes=(PresenterSet(presenter),), effect=_about({Source.SCREEN_SHARE}))
+        case moderation.AskToUnmute():
+            return _ask(state, action, command.participants)
+        case moderation.Kick():
+            return _kick(state, action, command, strangers)
+        case moderation.Unban():
+            named = frozenset(command.participants)
+            known = named & (state.bans | state.departed | state.members.keys())
+            return replace(action, changes=(Unbanned(known),), holds=True, targets=known, unknown=named - known)
+        case moderation.Undo():
+            return _undo(state, action, CommandId(command.command_id))
         case _:
             assert_never(command)
+
+
+def _mute(
+    state: MeetingState, action: Decision, command: moderation.Mute, strangers: frozenset[ParticipantId]
+) -> Decision:
+    sources = frozenset(map(Source, command.sources))
+    unknown: frozenset[ParticipantId] = frozenset()
+    exempt: frozenset[ParticipantId] = frozenset()
+    if command.participants is not None:
+        targets, unknown = _known(state, command.participants, strangers)
+    else:
+        spared = {action.sender, *(command.everyone_except or ())}
+        exempt = frozenset(
+            who for who in state.members if who in spared or state.is_moderator(who) or not obeys_room(who, state)
+        )
+        targets = frozenset(state.members) - exempt
+    is_held = command.hold_s is not None
+    return replace(
+        action,
+        changes=() if command.hold_s is None else (Held(targets, sources, action.at + command.hold_s),),
+        effect=Mute(targets, sources, is_held=is_held, strangers_too=command.participants is None),
+        targets=targets,
+        unknown=unknown,
+        exempt=exempt,
+    )
+
+
+def _name(
+    state: MeetingState,
+    action: Decision,
+    named: tuple[ParticipantId, ...],
+    source: Source,
+    strangers: frozenset[ParticipantId] = frozenset(),
+    *,
+    allow: bool,
+) -> Decision:
+    targets, unknown = _known(state, named, strangers)
+    change = Granted(targets, source) if allow else Revoked(targets, source)
+    effect = Agree(targets, _with_sound({source}))
+    return replace(action, changes=(change,), effect=effect, targets=targets, unknown=unknown)
+
+
+def _ask(state: MeetingState, action: Decision, named: tuple[ParticipantId, ...]) -> Decision:
+    targets, unknown = _known(state, named)
+    asked = sorted(who for who in targets if state.members[who].returns_until is None)
+    changes = tuple(
+        Asked(f"{action.command_id}-{number}", UnmuteRequest(who, action.sender, action.at + REQUEST_S))
+        for number, who in enumerate(asked, 1)
+    )
+    return replace(action, changes=changes, holds=True, targets=targets, unknown=unknown)
+
+
+def _kick(
+    state: MeetingState, action: Decision, command: moderation.Kick, strangers: frozenset[ParticipantId]
+) -> Decision:
+    named = frozenset(command.participants)
+    exempt = named & {action.sender}
+    targets = (named & (strangers | state.departed | state.members.keys())) - exempt
+    departed = [Departed(who, action.at, "banned" if command.ban else "kicked") for who in sorted(targets)]
+    return replace(
+        action,
+        changes=(*departed, Banned(targets)) if command.ban else tuple(departed),
+        effect=Expel(targets),
+        holds=True,
+        targets=targets,
+        unknown=named - targets - exempt,
+        exempt=exempt,
+        reason=command.reason,
+    )
+
+
+def _undo(state: MeetingState, action: Decision, command_id: CommandId) -> Decision | Refusal:
+    changed = state.undoable.get(command_id)
+    if changed is None:
+        return Refusal("unknown_command_id")
+    settings = tuple(setting for setting in changed if _may_be_put_back(state, setting, action.at))
+    if not settings:
+        return Refusal("not_undoable")
+    sources: set[Source] = set()
+    people: set[ParticipantId] = set()
+    concerns_everybody = False
+    for setting in settings:
+        match setting:
+            case RestrictionWas(source):
+                concerns_everybody = True
+                sources.add(source)
+            case PresenterWas():
+                concerns_everybody = True
+                sources.add(Source.SCREEN_SHARE)
+            case ListingWas(source, who) | HoldWas(source, who):
+                people.add(who)
+                sources.add(source)
+            case BlockWas(block):
+                people.add(block.participant)
+                sources.add(block.source)
+            case BanWas(who):
+                people.add(who)
+            case _:
+                assert_never(setting)
+    targets = frozenset(people)
+    effect = Agree(None if concerns_everybody else targets, _with_sound(sources))
+    return replace(action, changes=(PutBack(settings),), effect=effect if sources else None, targets=targets)
+
+
+def _may_be_put_back(state: MeetingState, setting: Setting, now: float) -> bool:
+    """Not what would have ended by itself since, nor a presenter who is gone, nor a ban on who has come in again."""
+    match setting:
+        case RestrictionWas(until=float(until)) | HoldWas(until=float(until)):
+            return until > now
+        case PresenterWas(participant):
+            return participant is None or participant in state.members
+        case BanWas(participant, was_set):
+            return not was_set or participant not in state.members
+        case _:
+            return True
 
 
 def _take_role(
@@ -390,25 +708,40 @@ def _give_role(
         Agree(targets, frozenset(Source)),
         holds=True,
         targets=targets,
+        is_action=True,
     )
 
 
 def _known(
-    state: MeetingState, named: tuple[ParticipantId, ...]
+    state: MeetingState,
+    named: tuple[ParticipantId, ...],
+    strangers: frozenset[ParticipantId] = frozenset(),
 ) -> tuple[frozenset[ParticipantId], frozenset[ParticipantId]]:
-    known = frozenset(participant for participant in named if participant in state.members)
+    known = frozenset(named) & (strangers | state.members.keys())
     return known, frozenset(named) - known
 
 
+def _about(sources: set[Source]) -> Agree:
+    return Agree(None, _with_sound(sources))
+
+
+def _with_sound(sources: AbstractSet[Source]) -> frozenset[Source]:
+    """The same sources, and with a screen its sound."""
+    return frozenset(sources) | SCREEN_SOURCES if Source.SCREEN_SHARE in sources else frozenset(sources)
+
+
 _UNKNOWN_TARGET: Final = Refusal("invalid_command", "target: is not in this meeting")
-_ABOUT_MICROPHONES: Final = Agree(None, frozenset({Source.MICROPHONE}))
 
 
 # --- Concluding --------------------------------------------------------------------------------------------------
 
 
 def conclude(
-    state: MeetingState, decision: Decision, findings: Mapping[ParticipantId, Finding] | None = None
+    state: MeetingState,
+    decision: Decision,
+    findings: Mapping[ParticipantId, Finding] | None = None,
+    *,
+    silenced: Mapping[ParticipantId, frozenset[Source]] | None = None,
 ) -> Conclusion:
     """
     The state, the events and the outcomes of a decision that was carried out.
@@ -418,27 +751,118 @@ def conclude(
     Args:
         state: As it is now; others may have changed it since the decision was made.
         findings: What was seen of each member; whoever is missing was not looked at, because they are not in LiveKit.
+        silenced: Of those who were muted, which of the sources they were heard or seen by; if not given, all of them.
     """
     seen = {} if findings is None else findings
-    after = apply(state, decision.changes)
+    effect = decision.effect
+    muted: dict[ParticipantId, frozenset[Source]] = {}
+    if isinstance(effect, Mute):
+        muted = {
+            who: effect.sources if silenced is None else silenced.get(who, frozenset())
+            for who in sorted(seen)
+            if seen[who] is Finding.MUTED
+        }
+    noted = (MutesNoted(muted, decision.at),) if muted else ()
+    after = apply(state, (*decision.changes, *noted), command_id=decision.command_id if decision.is_action else None)
     outcomes = tuple(_outcomes(state, after, decision, seen))
     failed = [participant for participant, finding in seen.items() if finding.is_failure]
+    announcements = [
+        *_announcements(state, after, decision, seen),
+        *(told for who, sources in muted.items() for told in mute_announcements(who, decision.moderator, sources)),
+        *_rights_announcements(state, after, decision),
+    ]
+    if decision.is_action:
+        announcements.append(_to_moderators(after, _action_taken(decision, outcomes)))
     return Conclusion(
         state=after,
-        announcements=tuple(
-            replace(announcement, cause=decision.command_id)
-            for announcement in _announcements(state, after, decision, seen)
-        ),
+        announcements=tuple(replace(announcement, cause=decision.command_id) for announcement in announcements),
         outcomes=outcomes,
-        # A mute that failed is not promised: it is tried again for a few seconds only.
-        repaired_later=in_order(failed) if isinstance(decision.effect, Agree) else (),
+        # A mute or stop that failed is not promised: it is tried again for a few seconds only.
+        repaired_later=in_order(failed) if isinstance(effect, Agree | Expel) or _is_held(effect) else (),
         error="livekit_unavailable" if failed else None,
     )
 
 
-def force_muted(participant: ParticipantId, moderator: ParticipantId) -> Announcement:
-    """What somebody is told when LiveKit has confirmed that their microphone is muted."""
-    return Announcement(Only(frozenset({participant})), livekit.ForceMuted(moderator=moderator))
+def _is_held(effect: Effect | None) -> bool:
+    return isinstance(effect, Mute) and effect.is_held
+
+
+def mute_announcements(
+    participant: ParticipantId, moderator: ParticipantId, sources: frozenset[Source]
+) -> Iterator[Announcement]:
+    """What somebody is told when LiveKit has confirmed that these of their sources are muted."""
+    person = Only(frozenset({participant}))
+    if Source.MICROPHONE in sources:
+        yield Announcement(person, livekit.ForceMuted(moderator=moderator))
+    muted = moderation.Muted(moderator=moderator, sources=tuple(source.value for source in Source if source in sources))
+    yield Announcement(person, muted)
+
+
+def _to_moderators(state: MeetingState, event: Event) -> Announcement:
+    return Announcement(Only(frozenset(state.moderators())), event)
+
+
+def _action_taken(decision: Decision, outcomes: tuple[moderation.Outcome, ...]) -> moderation.ActionTaken:
+    return moderation.ActionTaken(
+        command_id=decision.command_id,
+        at=rfc3339(decision.at),
+        moderator=decision.moderator,
+        action=decision.action,
+        targets=in_order(decision.targets | decision.unknown),
+        outcomes=outcomes,
+        reason=decision.reason,
+    )
+
+
+# --- Whose rights changed ----------------------------------------------------------------------------------------
+
+
+def _rights_announcements(before: MeetingState, after: MeetingState, decision: Decision) -> Iterator[Announcement]:
+    if _rules(before) == _rules(after):
+        return
+    changed: dict[tuple[Source, ...], set[ParticipantId]] = {}
+    for participant in after.members.keys() & before.members.keys():
+        allowed = publishable(participant, after)
+        if allowed != publishable(participant, before):
+            changed.setdefault(allowed, set()).add(participant)
+    cause = _cause_of(decision)
+    for allowed in sorted(changed):
+        event = moderation.PermissionsChanged(
+            moderator=decision.moderator if decision.is_action else None,
+            may_publish=tuple(source.value for source in allowed),
+            cause=cause,
+        )
+        yield Announcement(Only(frozenset(changed[allowed])), event)
+
+
+def _rules(state: MeetingState) -> tuple[object, ...]:
+    """All that decides on the rights of people who stay."""
+    return state.roles, state.restricted, state.listed, state.blocks, state.holds, state.presenter, state.bans
+
+
+def _cause_of(decision: Decision) -> moderation.RightsCause:
+    for change in decision.changes:
+        match change:
+            case _ if decision.action == "expire":
+                return "expiry"
+            case PutBack():
+                return "undo"
+            case BypassNoted():
+                return "bypass"
+            case Held():
+                return "hold"
+            case RoleGiven():
+                return "role"
+            case Restricted() | Unrestricted():
+                return "restriction"
+            case Granted() | Revoked():
+                return "permission"
+            case _:
+                pass
+    return "presenter"  # was set, or has left
+
+
+# --- What is announced -------------------------------------------------------------------------------------------
 
 
 def _announcements(
@@ -446,10 +870,28 @@ def _announcements(
 ) -> Iterator[Announcement]:
     for change in decision.changes:
         yield from _announce(before, after, decision, change, seen)
-    if isinstance(decision.effect, Mute):
-        for participant in sorted(seen):
-            if seen[participant] is Finding.MUTED:
-                yield force_muted(participant, decision.sender)
+    is_told = any(
+        isinstance(change, Restricted | Unrestricted) and change.source is Source.MICROPHONE
+        for change in decision.changes
+    )
+    if is_told or _microphones(before) != _microphones(after):
+        yield Announcement(Everyone(), microphone_restrictions(after))
+
+
+def _microphones(state: MeetingState) -> frozenset[ParticipantId] | None:
+    if Source.MICROPHONE not in state.restricted:
+        return None
+    return state.listed.get(Source.MICROPHONE, frozenset())
+
+
+def microphone_restrictions(
+    state: MeetingState,
+) -> livekit.MicrophoneRestrictionsEnabled | livekit.MicrophoneRestrictionsDisabled:
+    """What everybody is told of the microphones."""
+    listed = _microphones(state)
+    if listed is None:
+        return livekit.MicrophoneRestrictionsDisabled()
+    return livekit.MicrophoneRestrictionsEnabled(unrestricted_participants=in_order(listed))
 
 
 def _announce(
@@ -463,6 +905,10 @@ def _announce(
         case Entered(participant):
             yield from _announce_entering(before, after, participant)
         case Departed(participant, _, reason):
+            if isinstance(decision.effect, Expel) and participant in before.members:
+                said = decision.reason if decision.is_action else decision.action
+                kicked = moderation.Kicked(moderator=decision.moderator, reason=said)
+                yield Announcement(Only(frozenset({participant})), kicked)
             if _is_seen(before, participant):
                 yield Announcement(Everyone(frozenset({participant})), control.Left(id=participant, reason=reason))
         case HandSet(participant, _):
@@ -476,17 +922,29 @@ def _announce(
                 yield Announcement(Only(target), role_updated)
                 if _is_seen(after, participant):
                     yield Announcement(Everyone(target), _update(after, participant))
-        case Restricted(Source.MICROPHONE, listed):
-            enabled = livekit.MicrophoneRestrictionsEnabled(unrestricted_participants=in_order(listed))
-            yield Announcement(Everyone(), enabled)
-        case Unrestricted(Source.MICROPHONE):
-            yield Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled())
-        case Granted(participants) | Revoked(participants):
+        case Granted(participants, Source.SCREEN_SHARE) | Revoked(participants, Source.SCREEN_SHARE):
             reached = (who for who in participants if who not in seen or not seen[who].is_failure)
             event = livekit.ScreenSharePermissionsUpdated(
                 grant=isinstance(change, Granted), participants=in_order(reached)
             )
             yield Announcement(Only(frozenset({decision.sender})), event)
+        case Asked(request_id, request):
+            requested = moderation.UnmuteRequested(request_id=request_id, moderator=request.moderator)
+            yield Announcement(Only(frozenset({request.participant})), requested)
+        case RequestClosed(request_id, was_accepted):
+            if (closed := before.unmute_requests.get(request_id)) is not None:
+                answered = moderation.UnmuteRequestAnswered(
+                    request_id=request_id, participant=closed.participant, accepted=was_accepted
+                )
+                yield Announcement(Only(frozenset({closed.moderator})), answered)
+        case BypassNoted(participant, source, track, media):
+            stopped = moderation.BypassStopped(
+                participant=participant, track_sid=track, declared=source.value, media=media
+            )
+            yield _to_moderators(after, stopped)
+        case MutesForgotten(participants):
+            for participant in sorted(participants & before.mutes.keys()):
+                yield _to_moderators(after, moderation.UnmutedAgain(participant=participant))
         case _:
             pass  # nobody is told of it by an event of its own
 
@@ -529,60 +987,88 @@ def control_data(state: MeetingState, participant: ParticipantId) -> control.Con
     )
 
 
+# --- What it came to ---------------------------------------------------------------------------------------------
+
+
 def _outcomes(
     before: MeetingState, after: MeetingState, decision: Decision, seen: Mapping[ParticipantId, Finding]
 ) -> Iterator[moderation.Outcome]:
     effect = decision.effect
-    if effect is None:
+    if effect is None and not decision.is_action:
         return
     everyone = isinstance(effect, Agree) and effect.participants is None
     concerned = frozenset(after.members) if everyone else decision.targets
-    for participant in sorted(concerned | decision.unknown):
+    for participant in sorted(concerned | decision.unknown | decision.exempt):
         finding = seen.get(participant, Finding.ABSENT)
         if participant in decision.unknown:
             yield moderation.Outcome(participant=participant, outcome="unknown")
+        elif participant in decision.exempt:
+            yield moderation.Outcome(participant=participant, outcome="exempt")
         elif finding is Finding.UNANSWERED:
             yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_unavailable")
         elif finding is Finding.REJECTED:
             yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_rejected")
-        elif isinstance(effect, Mute):
-            yield moderation.Outcome(participant=participant, outcome=_MUTE_OUTCOMES[finding])
+        elif isinstance(effect, Mute | Stop):
+            yield moderation.Outcome(participant=participant, outcome=_TRACK_OUTCOMES[finding])
         elif finding is Finding.SETTLING:
             yield moderation.Outcome(participant=participant, outcome="settling")
         else:
-            yield moderation.Outcome(participant=participant, outcome=_came_to(before, after, decision, participant))
+            outcome = _came_to(before, after, decision, participant, finding)
+            yield moderation.Outcome(participant=participant, outcome=outcome)
 
 
-_MUTE_OUTCOMES: Final[dict[Finding, moderation.OutcomeName]] = {
+_TRACK_OUTCOMES: Final[dict[Finding, moderation.OutcomeName]] = {
     Finding.MUTED: "muted",
     Finding.ALREADY_MUTED: "already_muted",
     Finding.NO_TRACK: "no_track",
+    Finding.STOPPED: "stopped",
     Finding.ABSENT: "not_connected",
 }
 
 
 def _came_to(
-    before: MeetingState, after: MeetingState, decision: Decision, participant: ParticipantId
+    before: MeetingState, after: MeetingState, decision: Decision, participant: ParticipantId, finding: Finding
 ) -> moderation.OutcomeName:
     """What a change of rights came to for somebody about whom LiveKit agrees."""
+    if isinstance(decision.effect, Expel):
+        if participant in after.bans and participant not in before.bans:
+            return "banned"
+        return "removed" if participant in before.members or finding is Finding.CHANGED else "not_connected"
+    if decision.action == "ask_to_unmute":
+        asked = (change.request.participant for change in decision.changes if isinstance(change, Asked))
+        return "asked" if participant in asked else "not_connected"
     for change in decision.changes:
         match change:
-            case Granted():
-                return "granted" if _named(before, participant) != _named(after, participant) else "unchanged"
-            case Revoked():
-                return "revoked" if _named(before, participant) != _named(after, participant) else "unchanged"
-            case Restricted(source) if after.is_moderator(participant) or after.members[participant].kind in SERVICES:
+            case Granted(_, source) | Revoked(_, source):
+                if _named(before, participant, source) == _named(after, participant, source):
+                    return "unchanged"
+                return "granted" if isinstance(change, Granted) else "revoked"
+            case Restricted() if after.is_moderator(participant) or not obeys_room(participant, after):
                 return "exempt"
             case Restricted(source) | Unrestricted(source):
-                had, has = source in publishable(participant, before), source in publishable(participant, after)
-                return "unchanged" if had == has else "unrestricted" if has else "restricted"
+                return _compare(before, after, participant, frozenset({source}))
+            case PresenterSet(presenter):
+                if not obeys_room(participant, after):
+                    return "exempt"
+                has = Source.SCREEN_SHARE in publishable(participant, after)
+                if has and participant == presenter != before.presenter:
+                    return "granted"
+                return _compare(before, after, participant, SCREEN_SOURCES)
             case _:
                 pass  # a role shows in `control`; here it is what it does to the rights
-    had_all, has_all = set(publishable(participant, before)), set(publishable(participant, after))
-    return "unchanged" if had_all == has_all else "unrestricted" if had_all < has_all else "restricted"
+    return _compare(before, after, participant, frozenset(Source))
 
 
-def _named(state: MeetingState, participant: ParticipantId) -> tuple[bool, bool]:
-    """Whether somebody is granted and revoked the screen by name."""
-    granted = participant in state.listed.get(Source.SCREEN_SHARE, frozenset())
-    return granted, Block(participant, Source.SCREEN_SHARE) in state.blocks
+def _compare(
+    before: MeetingState, after: MeetingState, participant: ParticipantId, sources: frozenset[Source]
+) -> moderation.OutcomeName:
+    """What became of the right to publish these sources, or to be here."""
+    if (participant in before.bans) != (participant in after.bans):
+        return "banned" if participant in after.bans else "unrestricted"
+    had, has = (sources.intersection(publishable(participant, state)) for state in (before, after))
+    return "unchanged" if had == has else "unrestricted" if had < has else "restricted"
+
+
+def _named(state: MeetingState, participant: ParticipantId, source: Source) -> tuple[bool, bool]:
+    """Whether somebody is listed for a source, and whether something keeps it from them by name."""
+    return participant in state.listed.get(source, frozenset()), is_blocked(participant, source, state)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from signaling.core.participants import Source
+from signaling.core.participants import LiveKitKind, Source
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, TrackSid
 
 
@@ -37,6 +37,12 @@ class Permission:
     sources: tuple[Source | None, ...]
     whole: bytes = b""
 
+    def allowed(self) -> tuple[Source, ...]:
+        """The sources that LiveKit lets through."""
+        if not self.can_publish:
+            return ()
+        return tuple(source for source in Source if not self.sources or source in self.sources)
+
     def allows_exactly(self, sources: tuple[Source, ...]) -> bool:
         """Whether LiveKit would take a change to these sources for no change."""
         if not sources:
@@ -50,14 +56,19 @@ class Presence:
     An identity in a LiveKit room.
 
     Attributes:
-        is_service: Hidden, a recorder, an egress, an ingress or an agent.
+        is_hidden: Nobody sees them, or they are a recorder, by their permission.
     """
 
     room: LiveKitRoom
     identity: Identity
     permission: Permission
     tracks: tuple[Track, ...] = ()
-    is_service: bool = False
+    kind: LiveKitKind = LiveKitKind.STANDARD
+    is_hidden: bool = False
+
+    def tracks_of(self, sources: frozenset[Source]) -> tuple[Track, ...]:
+        """The tracks that they say are of these sources."""
+        return tuple(track for track in self.tracks if track.source in sources)
 
 
 # --- Effects -----------------------------------------------------------------------------------------------------
@@ -79,13 +90,36 @@ class Agree:
 
 @dataclass(frozen=True, slots=True)
 class Mute:
-    """These people's live tracks of these sources are to be muted, once."""
+    """
+    These people's live tracks of these sources are to be muted, once.
+
+    Attributes:
+        is_held: Whether the sources are also kept from them for a while, which ends the tracks.
+        strangers_too: Whether it also concerns ordinary people in LiveKit who have never joined.
+    """
+
+    participants: frozenset[ParticipantId]
+    sources: frozenset[Source]
+    is_held: bool = False
+    strangers_too: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What these people publish of these sources is to end: the right is taken away and given back."""
 
     participants: frozenset[ParticipantId]
     sources: frozenset[Source]
 
 
-Effect = Agree | Mute
+@dataclass(frozen=True, slots=True)
+class Expel:
+    """Every identity of these people is to be removed."""
+
+    participants: frozenset[ParticipantId]
+
+
+Effect = Agree | Mute | Stop | Expel
 
 
 class Priority(IntEnum):
@@ -112,6 +146,7 @@ class Finding(StrEnum):
     MUTED = "muted"
     ALREADY_MUTED = "already_muted"
     NO_TRACK = "no_track"
+    STOPPED = "stopped"
     UNANSWERED = "unanswered"
     REJECTED = "rejected"
 

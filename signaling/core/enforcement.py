@@ -1,13 +1,13 @@
 """What LiveKit must still be told."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
-from signaling.core.effects import Allow, Call, Presence, Priority, Remove
-from signaling.core.participants import SERVICES, Source
-from signaling.core.policy import publishable
-from signaling.core.state import MeetingState
+from signaling.core.effects import Allow, Call, Finding, Presence, Priority, Remove
+from signaling.core.participants import SCREEN_SOURCES, Source
+from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
+from signaling.core.state import REMEMBERED_S, MeetingState
 from signaling.identifiers import Identity, ParticipantId
 
 _POPOUT: Final = re.compile(r"(?P<owner>.+)-popout(?P<number>[1-9][0-9]*)", re.DOTALL)
@@ -43,10 +43,11 @@ def plan(
         sources: What a decision is about: who publishes one of them comes first.
     """
     calls = []
-    for presence in roster:
+    everybody = list(roster)
+    for presence in everybody:
         if about is not None and owner_of(presence.identity, state) not in about:
             continue
-        call = call_for(state, presence, remove_unknown=remove_unknown, sources=sources)
+        call = call_for(state, presence, remove_unknown=remove_unknown, sources=sources, roster=everybody)
         if call is not None:
             calls.append(call)
     return sorted(calls, key=lambda call: call.priority)
@@ -58,16 +59,43 @@ def call_for(
     *,
     remove_unknown: bool = False,
     sources: frozenset[Source] = frozenset(),
+    roster: Collection[Presence] = (),
 ) -> Call | None:
-    """The call that makes LiveKit agree about one identity in one room, `None` if it does."""
+    """
+    The call that makes LiveKit agree about one identity in one room, `None` if it does.
+
+    Args:
+        roster: Everybody whom LiveKit lists: the presenter waits until nobody else can share the screen.
+    """
     if _must_go(state, presence, remove_unknown=remove_unknown):
         return Remove(presence.room, presence.identity)
-    if _is_exempt(state, presence):
+    if is_exempt(state, presence):
         return None
-    allowed = publishable(ParticipantId(presence.identity), state)
+    allowed = allowable(state, presence, roster)
     if presence.permission.allows_exactly(allowed):
         return None
     return Allow(presence.room, presence.identity, allowed, _priority(presence, sources))
+
+
+def allowable(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> tuple[Source, ...]:
+    """What LiveKit is to allow an identity now: what it may publish, less the screen that somebody else still has."""
+    allowed = publishable(ParticipantId(presence.identity), state, is_service=is_service(presence))
+    if must_wait(state, presence, roster):
+        return tuple(source for source in allowed if source not in SCREEN_SOURCES)
+    return allowed
+
+
+def must_wait(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> bool:
+    """Whether this is the presenter, who gets the screen only when LiveKit allows it to nobody else any more."""
+    return (
+        state.presenter == ParticipantId(presence.identity)
+        and Source.SCREEN_SHARE not in presence.permission.allowed()
+        and any(
+            Source.SCREEN_SHARE in other.permission.allowed() and not is_exempt(state, other)
+            for other in roster
+            if other.identity != presence.identity
+        )
+    )
 
 
 def _must_go(state: MeetingState, presence: Presence, *, remove_unknown: bool) -> bool:
@@ -81,18 +109,48 @@ def _must_go(state: MeetingState, presence: Presence, *, remove_unknown: bool) -
     participant = ParticipantId(identity)
     if participant in state.members:
         return state.room_of(participant) != presence.room
-    return participant in state.departed or (remove_unknown and not presence.is_service)
+    return participant in state.departed | state.bans or (remove_unknown and not is_service(presence))
 
 
-def _is_exempt(state: MeetingState, presence: Presence) -> bool:
+def is_exempt(state: MeetingState, presence: Presence) -> bool:
+    """Whether nothing that was decided concerns an identity: a popout, or a service that nothing names."""
     if _issued_popout(presence.identity, state) is not None:
         return True
     participant = ParticipantId(presence.identity)
-    member = state.members.get(participant)
-    if member is None:
-        return presence.is_service
-    # No room-wide rule touches a service; a block by name does.
-    return member.kind in SERVICES and all(block.participant != participant for block in state.blocks)
+    if obeys_room(participant, state, is_service=is_service(presence)):
+        return False
+    return not any(is_blocked(participant, source, state) for source in Source)
+
+
+def strangers(state: MeetingState, roster: Iterable[Presence]) -> frozenset[ParticipantId]:
+    """Who is in LiveKit and has never joined, nor is anybody's popout or second session."""
+    return frozenset(ParticipantId(presence.identity) for presence in roster if is_stranger(state, presence))
+
+
+def is_stranger(state: MeetingState, presence: Presence) -> bool:
+    """Whether an identity is somebody's who has never joined."""
+    participant = ParticipantId(presence.identity)
+    return participant not in state.members and owner_of(presence.identity, state) == participant
+
+
+def silencing(presence: Presence, sources: frozenset[Source]) -> Finding:
+    """What muting these sources of somebody comes to if LiveKit does its part."""
+    tracks = presence.tracks_of(sources)
+    if not tracks:
+        return Finding.NO_TRACK
+    return Finding.ALREADY_MUTED if all(track.muted for track in tracks) else Finding.MUTED
+
+
+def unmuted_again(state: MeetingState, roster: Iterable[Presence], now: float) -> frozenset[ParticipantId]:
+    """Who has a live track of a source that was muted not long before `now`, in seconds since the epoch."""
+    found = set()
+    for presence in roster:
+        note = state.mutes.get(ParticipantId(presence.identity))
+        if note is None or now > note.at + REMEMBERED_S:
+            continue
+        if any(not track.muted for track in presence.tracks_of(note.sources)):
+            found.add(ParticipantId(presence.identity))
+    return frozenset(found)
 
 
 def _issued_popout(identity: Identity, state: MeetingState) -> ParticipantId | None:

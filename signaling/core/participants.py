@@ -25,6 +25,16 @@ class Kind(StrEnum):
     RECORDER = "recorder"
 
 
+class LiveKitKind(StrEnum):
+    """What LiveKit calls a participant; whatever is not listed here is an ordinary one."""
+
+    STANDARD = "standard"
+    INGRESS = "ingress"
+    EGRESS = "egress"
+    AGENT = "agent"
+    SIP = "sip"
+
+
 class Source(StrEnum):
     """What a published track shows or sounds of, in LiveKit's order."""
 

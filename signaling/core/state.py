@@ -1,14 +1,29 @@
 """The state of a meeting. LiveKit is made to agree with it, never the other way round."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar, assert_never
+from enum import StrEnum
+from typing import Final, Literal, TypeVar, assert_never
 
-from signaling.core.participants import NEVER_MODERATORS, Kind, Role, Source
-from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, ParticipantId, RoomId, livekit_room
+from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, Kind, Role, Source
+from signaling.identifiers import (
+    BreakoutId,
+    CommandId,
+    Identity,
+    LiveKitRoom,
+    ParticipantId,
+    RoomId,
+    TrackSid,
+    livekit_room,
+)
 from signaling.messages.control import LeaveReason
 
 POPOUTS_PER_PERSON: Final = 16
+REMEMBERED_S: Final = 60.0
+"""How long a mute is remembered, for moderators to be told of whoever unmutes themselves again."""
+UNDOABLE_COMMANDS: Final = 50
+UNDOABLE_SETTINGS: Final = 2_000
+"""How much of what the newest commands changed is kept, besides what the very newest one did."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -50,12 +65,110 @@ class Popouts:
     open: tuple[Popout, ...] = ()
 
 
+class BlockCause(StrEnum):
+    """Why somebody may not publish a source, by name: a moderator said so, or they got round a restriction."""
+
+    MODERATOR = "moderator"
+    BYPASS = "bypass"
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A source that somebody may not publish, by name."""
+    """A source that somebody may not publish, by name, until that is lifted."""
 
     participant: ParticipantId
     source: Source
+    cause: BlockCause = BlockCause.MODERATOR
+
+
+@dataclass(frozen=True, slots=True)
+class UnmuteRequest:
+    """A moderator asks somebody to unmute; it lapses at `expires_at`, in seconds since the epoch."""
+
+    participant: ParticipantId
+    moderator: ParticipantId
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MuteNote:
+    """That LiveKit confirmed somebody's mute, and when, in seconds since the epoch."""
+
+    at: float
+    sources: frozenset[Source]
+
+
+# What can be put back by itself: as it was, before something else was decided.
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictionWas:
+    """Whether a source was restricted, and until when."""
+
+    source: Source
+    was_set: bool
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListingWas:
+    """Whether somebody was listed for a source."""
+
+    source: Source
+    participant: ParticipantId
+    was_set: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWas:
+    """Whether there was this block."""
+
+    block: Block
+    was_set: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HoldWas:
+    """Until when a source was kept from somebody who was muted; `None` if it was not."""
+
+    source: Source
+    participant: ParticipantId
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PresenterWas:
+    """Who was the presenter; `None` if nobody was."""
+
+    participant: ParticipantId | None
+
+
+@dataclass(frozen=True, slots=True)
+class BanWas:
+    """Whether somebody was banned."""
+
+    participant: ParticipantId
+    was_set: bool
+
+
+Setting = RestrictionWas | ListingWas | BlockWas | HoldWas | PresenterWas | BanWas
+
+
+def _key(setting: Setting) -> tuple[object, ...]:
+    """What it is a setting of: two with the same key cannot both hold."""
+    match setting:
+        case RestrictionWas(source):
+            return RestrictionWas, source
+        case ListingWas(source, participant) | HoldWas(source, participant):
+            return type(setting), source, participant
+        case BlockWas(block):
+            return BlockWas, block
+        case PresenterWas():
+            return (PresenterWas,)
+        case BanWas(participant):
+            return BanWas, participant
+        case _:
+            assert_never(setting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +181,15 @@ class MeetingState:
         roles: Roles given or taken during the meeting; they outlast what the host lets people in with.
         restricted: Sources that only moderators and those listed may publish.
         restricted_by_default: Of these, what a meeting begins with, and goes back to.
+        restricted_until: When restrictions lift themselves, in seconds since the epoch.
         listed: Who is listed, by source. Kept for the screen while sharing is free, since grants are remembered.
+        holds: Sources that mutes keep from people, and until when, in seconds since the epoch.
+        bypasses: Tracks by which people got round a restriction; they count for the whole meeting.
+        bans: Who may not come in.
+        presenter: Who alone may share the screen.
+        unmute_requests: Those that were not answered yet, by their ids.
+        mutes: The newest of each person, for `REMEMBERED_S`.
+        undoable: What the newest commands changed, as it was before, where nothing has changed it since.
         departed: People who were here and left or were moved out; whoever of them is in LiveKit is removed.
         rooms: LiveKit rooms that the meeting uses or has used.
         doomed: LiveKit rooms of an ended meeting that are still to be deleted.
@@ -81,8 +202,16 @@ class MeetingState:
     roles: Mapping[ParticipantId, Role] = field(default_factory=dict)
     restricted: frozenset[Source] = frozenset()
     restricted_by_default: frozenset[Source] = frozenset()
+    restricted_until: Mapping[Source, float] = field(default_factory=dict)
     listed: Mapping[Source, frozenset[ParticipantId]] = field(default_factory=dict)
     blocks: frozenset[Block] = frozenset()
+    holds: Mapping[ParticipantId, Mapping[Source, float]] = field(default_factory=dict)
+    bypasses: Mapping[ParticipantId, frozenset[TrackSid]] = field(default_factory=dict)
+    bans: frozenset[ParticipantId] = frozenset()
+    presenter: ParticipantId | None = None
+    unmute_requests: Mapping[str, UnmuteRequest] = field(default_factory=dict)
+    mutes: Mapping[ParticipantId, MuteNote] = field(default_factory=dict)
+    undoable: Mapping[CommandId, tuple[Setting, ...]] = field(default_factory=dict)
     popouts: Mapping[ParticipantId, Popouts] = field(default_factory=dict)
     departed: frozenset[ParticipantId] = frozenset()
     rooms: frozenset[LiveKitRoom] = frozenset()
@@ -179,10 +308,11 @@ class RoleGiven:
 
 @dataclass(frozen=True, slots=True)
 class Restricted:
-    """Only moderators and these people may publish the source."""
+    """Only moderators and these people may publish the source, until then if it ends by itself."""
 
     source: Source
     listed: frozenset[ParticipantId]
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +324,110 @@ class Unrestricted:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """These people may share their screen, by name."""
+    """These people may publish the source by name: nothing blocks them, and if it is restricted, they are listed."""
+
+    participants: frozenset[ParticipantId]
+    source: Source = Source.SCREEN_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """These people may not publish the source, by name; they are listed no longer."""
+
+    participants: frozenset[ParticipantId]
+    source: Source = Source.SCREEN_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """These people, who are muted, may not publish the sources until then."""
+
+    participants: frozenset[ParticipantId]
+    sources: frozenset[Source]
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsEnded:
+    """What was held until then at the latest is held no longer."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BypassNoted:
+    """Somebody got round a restriction with this track; the source that they named is kept from them."""
+
+    participant: ParticipantId
+    source: Source
+    track: TrackSid
+    media: Literal["audio", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class PresenterSet:
+    """Nobody else may share the screen; `None`: everybody may again."""
+
+    participant: ParticipantId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Banned:
+    """These people may not come in."""
 
     participants: frozenset[ParticipantId]
 
 
 @dataclass(frozen=True, slots=True)
-class Revoked:
-    """These people may not share their screen, by name."""
+class Unbanned:
+    """These people may come in again."""
 
     participants: frozenset[ParticipantId]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody was asked to unmute; an older request of the same moderator to them is forgotten."""
+
+    request_id: str
+    request: UnmuteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClosed:
+    """A request was answered."""
+
+    request_id: str
+    was_accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsLapsed:
+    """Requests that were to be answered until then at the latest were not."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MutesNoted:
+    """LiveKit confirmed these mutes."""
+
+    mutes: Mapping[ParticipantId, frozenset[Source]]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MutesForgotten:
+    """These people have unmuted themselves, and moderators were told."""
+
+    participants: frozenset[ParticipantId]
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """These settings are as they were."""
+
+    settings: tuple[Setting, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,18 +462,37 @@ Change = (
     | Unrestricted
     | Granted
     | Revoked
+    | Held
+    | HoldsEnded
+    | BypassNoted
+    | PresenterSet
+    | Banned
+    | Unbanned
+    | Asked
+    | RequestClosed
+    | RequestsLapsed
+    | MutesNoted
+    | MutesForgotten
+    | PutBack
     | PopoutIssued
     | Ended
     | RoomDeleted
 )
 
 
-def apply(state: MeetingState, changes: Iterable[Change]) -> MeetingState:
-    """The state after these changes; `version` goes up by one if that differs."""
+def apply(state: MeetingState, changes: Iterable[Change], *, command_id: CommandId | None = None) -> MeetingState:
+    """
+    The state after these changes; `version` goes up by one if that differs.
+
+    Args:
+        command_id: By which the changes can be undone.
+    """
     after = state
     for change in changes:
         after = _apply(after, change)
-    return state if after == state else replace(after, version=state.version + 1)
+    if after == state:
+        return state
+    return replace(_with_undoable(state, after, command_id), version=state.version + 1)
 
 
 def _apply(state: MeetingState, change: Change) -> MeetingState:
@@ -262,8 +505,8 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
                 rooms=state.rooms | {livekit_room(state.room, member.breakout)},
                 empty_since=None,
             )
-        case Departed(participant, at, _):
-            return _depart(state, participant, at)
+        case Departed(participant, at, reason):
+            return _depart(state, participant, at, is_removed=reason in {"kicked", "banned"})
         case ConnectionLost(participants, until):
             lost = {who: replace(state.members[who], returns_until=until) for who in participants & set(state.members)}
             return replace(state, members={**state.members, **lost})
@@ -272,20 +515,64 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case HandSet(participant, up):
             return _change_member(state, participant, hand_is_up=up)
         case RoleGiven(participant, role):
-            return replace(_forget_screen(state, frozenset({participant})), roles={**state.roles, participant: role})
-        case Restricted(source, listed):
-            return replace(state, restricted=state.restricted | {source}, listed={**state.listed, source: listed})
+            forgotten = _name_nobody(state, Source.SCREEN_SHARE, frozenset({participant}))
+            if role is not Role.MODERATOR:
+                forgotten = _drop_requests(forgotten, lambda request: request.moderator == participant)
+            return replace(forgotten, roles={**state.roles, participant: role})
+        case Restricted(source, listed, until):
+            ends = _without(state.restricted_until, source) | ({} if until is None else {source: until})
+            return replace(
+                state,
+                restricted=state.restricted | {source},
+                restricted_until=ends,
+                listed={**state.listed, source: listed},
+            )
         case Unrestricted(source):
             kept = state.listed if source is Source.SCREEN_SHARE else _without(state.listed, source)
             restricted = (state.restricted - {source}) | (state.restricted_by_default & {source})
-            return replace(state, restricted=restricted, listed=kept)
-        case Granted(participants):
-            cleared = _forget_screen(state, participants)
-            grants = cleared.listed.get(Source.SCREEN_SHARE, frozenset()) | participants
-            return replace(cleared, listed={**cleared.listed, Source.SCREEN_SHARE: grants})
-        case Revoked(participants):
-            cleared = _forget_screen(state, participants)
-            return replace(cleared, blocks=cleared.blocks | {Block(who, Source.SCREEN_SHARE) for who in participants})
+            ends = _without(state.restricted_until, source)
+            return replace(state, restricted=restricted, restricted_until=ends, listed=kept)
+        case Granted(participants, source):
+            return _grant(state, participants, source)
+        case Revoked(participants, source):
+            cleared = _name_nobody(state, source, participants)
+            return replace(cleared, blocks=cleared.blocks | {Block(who, source) for who in participants})
+        case Held(participants, sources, until):
+            held = {who: {**state.holds.get(who, {}), **dict.fromkeys(sources, until)} for who in participants}
+            return replace(state, holds={**state.holds, **held}) if sources else state
+        case HoldsEnded(at):
+            return replace(state, holds=_holds_that(state, lambda _, __, until: until > at))
+        case BypassNoted(participant, source, track, _):
+            tracks = state.bypasses.get(participant, frozenset())
+            if track in tracks:
+                return state
+            block = Block(participant, source, BlockCause.BYPASS)
+            return replace(
+                state, bypasses={**state.bypasses, participant: tracks | {track}}, blocks=state.blocks | {block}
+            )
+        case PresenterSet(participant):
+            is_here = participant is None or participant in state.members
+            return replace(state, presenter=participant) if is_here else state
+        case Banned(participants):
+            return replace(state, bans=state.bans | participants)
+        case Unbanned(participants):
+            return replace(state, bans=state.bans - participants)
+        case Asked(request_id, request):
+            asked = (request.moderator, request.participant)
+            others = _drop_requests(state, lambda older: (older.moderator, older.participant) == asked)
+            return replace(others, unmute_requests={**others.unmute_requests, request_id: request})
+        case RequestClosed(request_id, _):
+            return replace(state, unmute_requests=_without(state.unmute_requests, request_id))
+        case RequestsLapsed(at):
+            return _drop_requests(state, lambda request: request.expires_at <= at)
+        case MutesNoted(mutes, at):
+            fresh = {who: note for who, note in state.mutes.items() if note.at + REMEMBERED_S > at}
+            noted = {who: MuteNote(at, sources) for who, sources in mutes.items()}
+            return replace(state, mutes={**fresh, **noted})
+        case MutesForgotten(participants):
+            return replace(state, mutes={who: note for who, note in state.mutes.items() if who not in participants})
+        case PutBack(settings):
+            return _put_all_back(state, settings)
         case PopoutIssued(participant, number, popout):
             issued = state.popouts.get(participant, Popouts())
             if number <= issued.issued:
@@ -313,13 +600,17 @@ def _change_member(state: MeetingState, participant: ParticipantId, *, hand_is_u
     return replace(state, members={**state.members, participant: replace(member, hand_is_up=hand_is_up)})
 
 
-def _depart(state: MeetingState, participant: ParticipantId, at: float) -> MeetingState:
+def _depart(state: MeetingState, participant: ParticipantId, at: float, *, is_removed: bool) -> MeetingState:
     if participant not in state.members:
-        return state
+        # Whoever is in LiveKit without having joined is removed by this alone.
+        return replace(state, departed=state.departed | {participant}) if is_removed else state
     members = _without(state.members, participant)
+    asked = _drop_requests(state, lambda request: participant in {request.participant, request.moderator})
     return replace(
-        _close_popouts(state, participant),
+        _close_popouts(asked, participant),
         members=members,
+        mutes=_without(state.mutes, participant),
+        presenter=None if state.presenter == participant else state.presenter,
         departed=state.departed | {participant},
         empty_since=None if members else at,
     )
@@ -344,14 +635,132 @@ def _close_popouts(state: MeetingState, participant: ParticipantId) -> MeetingSt
     return replace(state, popouts={**state.popouts, participant: replace(popouts, open=())})
 
 
-def _forget_screen(state: MeetingState, participants: frozenset[ParticipantId]) -> MeetingState:
-    grants = state.listed.get(Source.SCREEN_SHARE)
+def _name_nobody(state: MeetingState, source: Source, participants: frozenset[ParticipantId]) -> MeetingState:
+    """Forget what moderators decided about these people and this source by name."""
     listed = state.listed
-    if grants is not None and grants & participants:
-        listed = {**listed, Source.SCREEN_SHARE: grants - participants}
-    forgotten = {Block(participant, Source.SCREEN_SHARE) for participant in participants}
-    return replace(state, listed=listed, blocks=state.blocks - forgotten)
+    if (named := listed.get(source)) is not None and named & participants:
+        listed = {**listed, source: named - participants}
+    return replace(state, listed=listed, blocks=state.blocks - {Block(who, source) for who in participants})
+
+
+def _grant(state: MeetingState, participants: frozenset[ParticipantId], source: Source) -> MeetingState:
+    sources = {source, Source.SCREEN_SHARE_AUDIO} if source is Source.SCREEN_SHARE else {source}
+    lifted = {Block(who, each, cause) for who in participants for each in sources for cause in BlockCause}
+    listed = state.listed
+    if source is Source.SCREEN_SHARE or source in state.restricted:
+        listed = {**listed, source: listed.get(source, frozenset()) | participants}
+    return replace(
+        state,
+        blocks=state.blocks - lifted,
+        holds=_holds_that(state, lambda who, each, _: who not in participants or each not in sources),
+        listed=listed,
+    )
+
+
+def _holds_that(
+    state: MeetingState, remain: Callable[[ParticipantId, Source, float], bool]
+) -> Mapping[ParticipantId, Mapping[Source, float]]:
+    kept = {
+        who: {source: until for source, until in held.items() if remain(who, source, until)}
+        for who, held in state.holds.items()
+    }
+    return {who: held for who, held in kept.items() if held}
+
+
+def _drop_requests(state: MeetingState, is_dropped: Callable[[UnmuteRequest], bool]) -> MeetingState:
+    kept = {id_: request for id_, request in state.unmute_requests.items() if not is_dropped(request)}
+    return replace(state, unmute_requests=kept)
 
 
 def _without(mapping: Mapping[_Key, _Value], key: _Key) -> dict[_Key, _Value]:
     return {other: value for other, value in mapping.items() if other != key}
+
+
+# --- Undoing -----------------------------------------------------------------------------------------------------
+
+
+def _with_undoable(before: MeetingState, after: MeetingState, command_id: CommandId | None) -> MeetingState:
+    """
+    The state, which remembers what this command changed.
+
+    No older command can undo what differs now: it was changed since, whatever it was changed to.
+    """
+    differing = tuple(_differing(before, after))
+    if not differing:
+        return after
+    changed = {_key(setting) for setting in differing}
+    undoable = {
+        other: tuple(setting for setting in settings if _key(setting) not in changed)
+        for other, settings in after.undoable.items()
+        if other != command_id
+    }
+    if command_id is not None:
+        undoable[command_id] = differing
+    while len(undoable) > UNDOABLE_COMMANDS or (
+        len(undoable) > 1 and sum(map(len, undoable.values())) > UNDOABLE_SETTINGS
+    ):
+        del undoable[next(iter(undoable))]
+    return replace(after, undoable=undoable)
+
+
+def _differing(before: MeetingState, after: MeetingState) -> Iterator[Setting]:
+    """What differs, as it was before."""
+    for source in ALL_SOURCES:
+        was, ended = source in before.restricted, before.restricted_until.get(source)
+        if (was, ended) != (source in after.restricted, after.restricted_until.get(source)):
+            yield RestrictionWas(source, was, ended)
+        named = before.listed.get(source, frozenset())
+        for who in sorted(named ^ after.listed.get(source, frozenset())):
+            yield ListingWas(source, who, who in named)
+    if before.blocks is not after.blocks:
+        in_order = sorted(
+            before.blocks ^ after.blocks, key=lambda block: (block.participant, block.source, block.cause)
+        )
+        for block in in_order:
+            yield BlockWas(block, block in before.blocks)
+    if before.holds is not after.holds:
+        yield from _differing_holds(before, after)
+    if before.presenter != after.presenter:
+        yield PresenterWas(before.presenter)
+    for who in sorted(before.bans ^ after.bans):
+        yield BanWas(who, who in before.bans)
+
+
+def _differing_holds(before: MeetingState, after: MeetingState) -> Iterator[Setting]:
+    for who in sorted(before.holds.keys() | after.holds.keys()):
+        held, holds = before.holds.get(who, {}), after.holds.get(who, {})
+        for source in ALL_SOURCES:
+            if held.get(source) != holds.get(source):
+                yield HoldWas(source, who, held.get(source))
+
+
+def _put_all_back(state: MeetingState, settings: Iterable[Setting]) -> MeetingState:
+    for setting in settings:
+        state = _put_back(state, setting)
+    lists = {source: named for source, named in state.listed.items() if named or source in state.restricted}
+    return replace(state, listed=lists)
+
+
+def _put_back(state: MeetingState, setting: Setting) -> MeetingState:
+    match setting:
+        case RestrictionWas(source, was_set, until):
+            ends = _without(state.restricted_until, source) | ({} if until is None else {source: until})
+            restricted = state.restricted | {source} if was_set else state.restricted - {source}
+            return replace(state, restricted=restricted, restricted_until=ends)
+        case ListingWas(source, who, was_set):
+            named = state.listed.get(source, frozenset())
+            return replace(state, listed={**state.listed, source: named | {who} if was_set else named - {who}})
+        case BlockWas(block, was_set):
+            return replace(state, blocks=state.blocks | {block} if was_set else state.blocks - {block})
+        case HoldWas(source, who, until):
+            held = _without(state.holds.get(who, {}), source) | ({} if until is None else {source: until})
+            others = _without(state.holds, who)
+            return replace(state, holds=others | {who: held} if held else others)
+        case PresenterWas(who):
+            return replace(state, presenter=who if who in state.members else None)
+        case BanWas(who, was_set):
+            # Whoever has come in since is not to be here and banned at once.
+            is_banned = was_set and who not in state.members
+            return replace(state, bans=state.bans | {who} if is_banned else state.bans - {who})
+        case _:
+            assert_never(setting)

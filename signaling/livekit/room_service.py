@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_exponential
 
 from signaling import metrics
 from signaling.core.effects import Permission, Presence, Priority, Track
-from signaling.core.participants import Source
+from signaling.core.participants import LiveKitKind, Source
 from signaling.errors import (
     MediaServerError,
     MediaServerRejected,
@@ -52,11 +52,12 @@ _SOURCES: Final = MappingProxyType(
     }
 )
 _NUMBERS: Final = MappingProxyType({source: number for number, source in _SOURCES.items()})
-_SERVICE_KINDS: Final = frozenset(
+_KINDS: Final = MappingProxyType(
     {
-        models.ParticipantInfo.Kind.INGRESS,
-        models.ParticipantInfo.Kind.EGRESS,
-        models.ParticipantInfo.Kind.AGENT,
+        models.ParticipantInfo.Kind.INGRESS: LiveKitKind.INGRESS,
+        models.ParticipantInfo.Kind.EGRESS: LiveKitKind.EGRESS,
+        models.ParticipantInfo.Kind.AGENT: LiveKitKind.AGENT,
+        models.ParticipantInfo.Kind.SIP: LiveKitKind.SIP,
     }
 )
 
@@ -399,5 +400,6 @@ def _presence(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
             )
             for track in info.tracks
         ),
-        is_service=permission.hidden or permission.recorder or info.kind in _SERVICE_KINDS,
+        kind=_KINDS.get(info.kind, LiveKitKind.STANDARD),
+        is_hidden=permission.hidden or permission.recorder,
     )

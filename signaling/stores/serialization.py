@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from signaling.core.effects import Effect
-from signaling.core.state import Change
+from signaling.core.state import Change, Setting
 from signaling.errors import StoreError
 from signaling.stores.contract import AuditEntry, Record
 
@@ -91,6 +91,7 @@ class _Format(Generic[_Kept]):
 _UNIONS: Final[Mapping[frozenset[Any], str]] = {
     frozenset(get_args(Change)): "change",
     frozenset(get_args(Effect)): "effect",
+    frozenset(get_args(Setting)): "setting",
 }
 """By their members, the unions whose members may have the same shape, and the key that tells them apart."""
 

@@ -1,6 +1,7 @@
 """What the tests of core share: a meeting in which Alice moderates and Bob and Carol do not, and ways to change it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from signaling.core.decisions import AnyCommand, Conclusion, Decision, Depart, Enter, Only, Refusal, conclude, decide
 from signaling.core.effects import Allow, Call, Finding, Permission, Presence, Remove, Track
@@ -16,8 +17,8 @@ from signaling.identifiers import (
     RoomId,
     TrackSid,
 )
-from signaling.messages import control, livekit
-from signaling.messages.base import Event
+from signaling.messages import control, livekit, moderation
+from signaling.messages.base import Event, Namespace
 
 ALICE = ParticipantId("alice")
 BOB = ParticipantId("bob")
@@ -139,7 +140,7 @@ def demote(target: ParticipantId) -> control.RevokeModeratorRole:
 # --- What is told ------------------------------------------------------------------------------------------------
 
 
-def told(conclusion: Conclusion, who: ParticipantId) -> list[Event]:
+def everything_told(conclusion: Conclusion, who: ParticipantId) -> list[Event]:
     """The events that reach somebody who is in the meeting, in order."""
     return [
         announcement.event
@@ -150,6 +151,25 @@ def told(conclusion: Conclusion, who: ParticipantId) -> list[Event]:
             else who not in announcement.audience.but
         )
     ]
+
+
+def told(conclusion: Conclusion, who: ParticipantId) -> list[Event]:
+    """What reaches somebody whose client knows nothing of this package."""
+    return [event for event in everything_told(conclusion, who) if event.namespace is not Namespace.MODERATION]
+
+
+def noticed(conclusion: Conclusion, who: ParticipantId) -> list[Event]:
+    """What reaches somebody with the extension beyond that, but for the audit."""
+    return [
+        event
+        for event in everything_told(conclusion, who)
+        if event.namespace is Namespace.MODERATION and not isinstance(event, moderation.ActionTaken)
+    ]
+
+
+def actions(conclusion: Conclusion, who: ParticipantId) -> list[moderation.ActionTaken]:
+    """The audit entries that reach somebody."""
+    return [event for event in everything_told(conclusion, who) if isinstance(event, moderation.ActionTaken)]
 
 
 def outcomes(conclusion: Conclusion) -> dict[str, str]:
@@ -176,7 +196,7 @@ def present(
     is_service: bool = False,
 ) -> Presence:
     """Somebody in a LiveKit room who may publish these sources."""
-    return Presence(room, Identity(who), allowing(*sources), tracks, is_service=is_service)
+    return Presence(room, Identity(who), allowing(*sources), tracks, is_hidden=is_service)
 
 
 def carried_out(roster: list[Presence], calls: list[Call]) -> list[Presence]:
@@ -189,7 +209,5 @@ def carried_out(roster: list[Presence], calls: list[Call]) -> list[Presence]:
             case Remove():
                 pass
             case Allow(sources=sources):
-                places[place] = Presence(
-                    before.room, before.identity, allowing(*sources), before.tracks, is_service=before.is_service
-                )
+                places[place] = replace(before, permission=allowing(*sources))
     return list(places.values())

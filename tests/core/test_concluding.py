@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from signaling.core.decisions import (
@@ -9,12 +11,14 @@ from signaling.core.decisions import (
     LoseConnections,
     Move,
     NoteRoomDeleted,
+    Only,
     conclude,
     control_data,
-    force_muted,
+    mute_announcements,
 )
 from signaling.core.effects import Agree, Finding
 from signaling.core.participants import Kind, Participant, Role
+from signaling.core.policy import publishable
 from signaling.core.state import Restricted
 from signaling.identifiers import CONTROLLER, ParticipantId
 from signaling.messages import control, livekit
@@ -89,7 +93,8 @@ def data(
 def test_what_a_mute_came_to(finding: Finding | None, outcome: Outcome) -> None:
     conclusion = concluded(MEETING, ALICE, mute(BOB), {} if finding is None else {BOB: finding})
     assert conclusion.outcomes == (outcome,)
-    assert conclusion.state is MEETING
+    assert publishable(BOB, conclusion.state) == publishable(BOB, MEETING)
+    assert conclusion.state.mutes.keys() == ({BOB} if finding is Finding.MUTED else set())
     muted = [livekit.ForceMuted(moderator=ALICE)] if finding is Finding.MUTED else []
     assert (told(conclusion, ALICE), told(conclusion, BOB), told(conclusion, CAROL)) == ([], muted, [])
 
@@ -110,9 +115,10 @@ def test_a_mute_by_the_controller_says_so() -> None:
 
 
 def test_a_late_success_tells_the_person_alone() -> None:
-    announcement = force_muted(BOB, ALICE)
-    assert announcement.event == livekit.ForceMuted(moderator=ALICE)
-    assert announcement.audience == concluded(MEETING, ALICE, mute(BOB), {BOB: Finding.MUTED}).announcements[0].audience
+    late = [*mute_announcements(BOB, ALICE, frozenset({MICROPHONE}))]
+    at_once = concluded(MEETING, ALICE, mute(BOB), {BOB: Finding.MUTED}).announcements[: len(late)]
+    assert late == [replace(announcement, cause=None) for announcement in at_once]
+    assert {announcement.audience for announcement in late} == {Only(frozenset({BOB}))}
 
 
 def test_people_who_are_not_here_are_unknown() -> None:
@@ -261,7 +267,7 @@ def test_a_restriction_of_another_source_has_no_event_in_livekit() -> None:
         effect=Agree(None, frozenset({CAMERA})),
     )
     conclusion = conclude(MEETING, about_cameras)
-    assert conclusion.announcements == ()
+    assert [told(conclusion, who) for who in EVERYBODY] == [[]] * 3
     assert outcomes(conclusion) == {ALICE: "exempt", BOB: "restricted", CAROL: "restricted"}
 
 
@@ -310,7 +316,7 @@ def test_a_role_stands_when_livekit_fails() -> None:
 
 def test_nobody_is_told_of_the_role_of_somebody_who_left_meanwhile() -> None:
     conclusion = conclude(left(MEETING, BOB), decided(MEETING, ALICE, promote(BOB)))
-    assert conclusion.announcements == ()
+    assert [told(conclusion, who) for who in EVERYBODY] == [[]] * 3
     assert conclusion.state.roles == {BOB: Role.MODERATOR}
 
 

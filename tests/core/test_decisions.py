@@ -185,6 +185,7 @@ def test_force_mute() -> None:
         holds=False,
         targets=frozenset({BOB, CAROL}),
         unknown=frozenset({DAVE}),
+        is_action=True,
     )
 
 

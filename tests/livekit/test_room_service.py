@@ -13,7 +13,7 @@ from livekit.api.twirp_client import ServerErrorCode
 from livekit.protocol import models
 
 from signaling.core.effects import Permission, Presence, Priority
-from signaling.core.participants import ALL_SOURCES, Source
+from signaling.core.participants import ALL_SOURCES, LiveKitKind, Source
 from signaling.errors import (
     MediaServerError,
     MediaServerRejected,
@@ -498,7 +498,9 @@ async def test_a_list_tells_of_permissions_tracks_and_services(
     ]
     carol = listed[Identity("carol")].permission
     assert (carol.can_publish, carol.sources) == (True, (Source.MICROPHONE, None))
-    assert {identity for identity, presence in listed.items() if presence.is_service} == {"viewer", "egress"}
+    assert {identity for identity, presence in listed.items() if presence.is_hidden} == {"viewer"}
+    special = {who: presence.kind for who, presence in listed.items() if presence.kind is not LiveKitKind.STANDARD}
+    assert special == {"egress": LiveKitKind.EGRESS, "phone": LiveKitKind.SIP}
 
 
 async def test_the_list_of_a_room_that_is_gone_makes_it_and_lists_again(

@@ -6,7 +6,7 @@ import pytest
 from signaling.errors import MessageError
 from signaling.identifiers import ParticipantId
 from signaling.messages import livekit, moderation
-from signaling.messages.base import MAX_IDS, Message, in_order, parse_payload
+from signaling.messages.base import MAX_IDS, Message, in_order, parse_payload, rfc3339
 from signaling.messages.envelope import Delivery
 from tests.messages.wire import concrete, dumped, parsed, reversed_keys, row, with_unknown_keys
 
@@ -89,12 +89,12 @@ STATE = moderation.StateView(
     version=7,
     restrictions=(
         moderation.RestrictionView(source="microphone", allowed=(CAROL, BOB)),
-        moderation.RestrictionView(source="camera", allowed=(), expires_at=AT),
+        moderation.RestrictionView(source="camera", allowed=(), expires_at=rfc3339(AT)),
     ),
     blocks=(
         moderation.BlockView(participant=BOB, source="screen_share", cause="moderator"),
         moderation.BlockView(participant=BOB, source="camera", cause="bypass", count=1),
-        moderation.BlockView(participant=BOB, source="microphone", cause="hold", until=AT),
+        moderation.BlockView(participant=BOB, source="microphone", cause="hold", until=rfc3339(AT)),
     ),
     bans=(CAROL, ALICE),
     presenter=BOB,
@@ -110,7 +110,7 @@ STATE_TEXT = (
 )
 ENTRY: dict[str, Any] = {
     "command_id": "c-1",
-    "at": AT,
+    "at": rfc3339(AT),
     "moderator": ALICE,
     "action": "kick",
     "targets": (CAROL, BOB),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from signaling.core.decisions import Decision
 from signaling.core.effects import Effect
 from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import Block, Change, Ended, Granted, MeetingState, Member, Revoked
+from signaling.core.state import Block, BlockCause, Change, Ended, Granted, MeetingState, Member, Revoked, Setting
 from signaling.errors import StoreError
 from signaling.identifiers import CommandId, ParticipantId, RoomId
 from signaling.messages.moderation import Outcome
@@ -85,8 +85,8 @@ def test_every_audit_entry_comes_back(entry: AuditEntry) -> None:
 def test_changes_of_the_same_shape_keep_their_names() -> None:
     both = (Granted(frozenset({BOB})), Revoked(frozenset({BOB})), Ended())
     assert kept(Record(1, MEETING, replace(GRANTED, changes=both)))["staged"]["changes"] == [
-        {"change": "granted", "participants": ["bob"]},
-        {"change": "revoked", "participants": ["bob"]},
+        {"change": "granted", "participants": ["bob"], "source": "screen_share"},
+        {"change": "revoked", "participants": ["bob"], "source": "screen_share"},
         {"change": "ended"},
     ]
 
@@ -102,7 +102,9 @@ def test_sets_are_kept_in_order() -> None:
     dumped = kept(Record(1, state))["state"]
     assert dumped["departed"] == dumped["listed"]["microphone"] == people
     assert dumped["blocks"] == [
-        {"participant": who, "source": source} for who in people for source in sorted(Source, key=str)
+        {"participant": who, "source": source, "cause": "moderator"}
+        for who in people
+        for source in sorted(Source, key=str)
     ]
 
 
@@ -115,6 +117,26 @@ def test_the_format_is_kept_first() -> None:
 def test_a_field_with_a_default_may_be_missing() -> None:
     data = b'{"format": 1, "revision": 3, "state": {"room": "board"}}'
     assert load_record(data) == Record(3, MeetingState(BOARD))
+
+
+def test_a_block_from_before_there_were_causes_is_a_moderators() -> None:
+    data = (
+        b'{"format": 1, "revision": 3, "state": {"room": "board", "blocks": '
+        b'[{"participant": "bob", "source": "camera"}]}}'
+    )
+    assert load_record(data).state.blocks == {Block(BOB, Source.CAMERA, BlockCause.MODERATOR)}
+
+
+@pytest.mark.parametrize("setting", get_args(Setting))
+def test_every_setting_that_can_be_undone_comes_back(setting: type[Setting]) -> None:
+    @settings(max_examples=20, deadline=None)
+    @given(st.from_type(setting))
+    def comes_back(value: Setting) -> None:
+        record = Record(1, replace(MEETING, undoable={CommandId("c-1"): (value, value), CommandId("c-2"): ()}))
+        assert load_record(dump_record(record)) == record
+        assert [*load_record(dump_record(record)).state.undoable] == ["c-1", "c-2"], "the oldest are forgotten first"
+
+    comes_back()
 
 
 def test_an_unknown_format_is_named() -> None:
