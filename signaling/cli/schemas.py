@@ -240,18 +240,21 @@ EXAMPLES: Final[tuple[Message, ...]] = (
 )
 """One of each message at least."""
 
-_OF_LIVEKIT: Final[tuple[type[Event], ...]] = (livekit.LiveKitError, moderation.Result, control.ControlError)
-_OF_CONTROL: Final[tuple[type[Event], ...]] = (control.ControlError,)
-_OF_READING: Final[tuple[type[Event], ...]] = (moderation.Result, moderation.ModerationError)
-_OF_MODERATION: Final[tuple[type[Event], ...]] = (moderation.ActionTaken, *_OF_READING, livekit.LiveKitError)
-_OF_MICROPHONES: Final[tuple[type[Event], ...]] = (
+_Kinds = tuple[type[Event], ...]
+_OF_LIVEKIT: Final[_Kinds] = (livekit.LiveKitError, moderation.Result, control.ControlError)
+_OF_CONTROL: Final[_Kinds] = (control.ControlError,)
+_OF_READING: Final[_Kinds] = (moderation.Result, moderation.ModerationError)
+# What moderators do is told to all of them, and may change their own rights.
+_OF_ACTIONS: Final[_Kinds] = (moderation.ActionTaken, moderation.PermissionsChanged)
+# That LiveKit did not do its part of a command is told in `livekit`, whatever the command's own namespace.
+_OF_MODERATION: Final[_Kinds] = (*_OF_ACTIONS, *_OF_READING, livekit.LiveKitError)
+_OF_ROLES: Final[_Kinds] = (control.Update, *_OF_ACTIONS, control.ControlError, livekit.LiveKitError)
+_OF_MICROPHONES: Final[_Kinds] = (
     livekit.MicrophoneRestrictionsEnabled,
     livekit.MicrophoneRestrictionsDisabled,
     *_OF_MODERATION,
 )
-# That LiveKit did not do its part of a command is told in `livekit`, whatever the command's own namespace.
-_OF_ROLES: Final[tuple[type[Event], ...]] = (control.Update, control.ControlError, livekit.LiveKitError)
-REPLIES: Final[Mapping[type[Command], tuple[type[Event], ...]]] = {
+REPLIES: Final[Mapping[type[Command], _Kinds]] = {
     control.Join: (control.JoinSuccess, control.ControlError),
     control.RaiseHand: (control.Update, *_OF_CONTROL),
     control.LowerHand: (control.Update, *_OF_CONTROL),
@@ -259,22 +262,22 @@ REPLIES: Final[Mapping[type[Command], tuple[type[Event], ...]]] = {
     control.RevokeModeratorRole: (control.RoleUpdated, *_OF_ROLES),
     echo.Ping: (echo.Pong, echo.EchoError),
     livekit.CreateNewAccessToken: (livekit.Credentials, *_OF_LIVEKIT),
-    livekit.ForceMute: (livekit.ForceMuted, *_OF_LIVEKIT),
-    livekit.GrantScreenSharePermission: (livekit.ScreenSharePermissionsUpdated, *_OF_LIVEKIT),
-    livekit.RevokeScreenSharePermission: (livekit.ScreenSharePermissionsUpdated, *_OF_LIVEKIT),
-    livekit.EnableMicrophoneRestrictions: (livekit.MicrophoneRestrictionsEnabled, *_OF_LIVEKIT),
-    livekit.DisableMicrophoneRestrictions: (livekit.MicrophoneRestrictionsDisabled, *_OF_LIVEKIT),
+    livekit.ForceMute: (livekit.ForceMuted, moderation.Muted, *_OF_ACTIONS, *_OF_LIVEKIT),
+    livekit.GrantScreenSharePermission: (livekit.ScreenSharePermissionsUpdated, *_OF_ACTIONS, *_OF_LIVEKIT),
+    livekit.RevokeScreenSharePermission: (livekit.ScreenSharePermissionsUpdated, *_OF_ACTIONS, *_OF_LIVEKIT),
+    livekit.EnableMicrophoneRestrictions: (livekit.MicrophoneRestrictionsEnabled, *_OF_ACTIONS, *_OF_LIVEKIT),
+    livekit.DisableMicrophoneRestrictions: (livekit.MicrophoneRestrictionsDisabled, *_OF_ACTIONS, *_OF_LIVEKIT),
     livekit.RequestPopoutStreamAccessToken: (livekit.PopoutStreamAccessToken, *_OF_LIVEKIT),
-    moderation.Mute: _OF_MODERATION,
+    moderation.Mute: (livekit.ForceMuted, moderation.Muted, *_OF_MODERATION),
     moderation.Restrict: _OF_MICROPHONES,
     moderation.Unrestrict: _OF_MICROPHONES,
     moderation.Disallow: (*_OF_MICROPHONES, livekit.ScreenSharePermissionsUpdated),
     moderation.Allow: (*_OF_MICROPHONES, livekit.ScreenSharePermissionsUpdated),
     moderation.Stop: _OF_MODERATION,
     moderation.SetPresenter: _OF_MODERATION,
-    moderation.AskToUnmute: _OF_MODERATION,
-    moderation.AnswerUnmuteRequest: (moderation.PermissionsChanged, *_OF_READING, livekit.LiveKitError),
-    moderation.Kick: _OF_MODERATION,
+    moderation.AskToUnmute: (moderation.UnmuteRequested, *_OF_MODERATION),
+    moderation.AnswerUnmuteRequest: (moderation.UnmuteRequestAnswered, *_OF_MICROPHONES),
+    moderation.Kick: (control.Left, *_OF_MODERATION),
     moderation.Unban: _OF_MODERATION,
     moderation.Undo: _OF_MICROPHONES,
     moderation.GetState: (moderation.State, *_OF_READING),
