@@ -1031,9 +1031,11 @@ def _came_to(
 ) -> moderation.OutcomeName:
     """What a change of rights came to for somebody about whom LiveKit agrees."""
     if isinstance(decision.effect, Expel):
-        if participant in after.bans and participant not in before.bans:
+        if participant in after.bans - before.bans:
             return "banned"
-        return "removed" if participant in before.members or finding is Finding.CHANGED else "not_connected"
+        if participant in before.members or finding is Finding.CHANGED:
+            return "removed"
+        return "unchanged" if participant in after.bans else "not_connected"
     if decision.action == "ask_to_unmute":
         asked = (change.request.participant for change in decision.changes if isinstance(change, Asked))
         return "asked" if participant in asked else "not_connected"

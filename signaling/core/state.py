@@ -520,13 +520,7 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
                 forgotten = _drop_requests(forgotten, lambda request: request.moderator == participant)
             return replace(forgotten, roles={**state.roles, participant: role})
         case Restricted(source, listed, until):
-            ends = _without(state.restricted_until, source) | ({} if until is None else {source: until})
-            return replace(
-                state,
-                restricted=state.restricted | {source},
-                restricted_until=ends,
-                listed={**state.listed, source: listed},
-            )
+            return replace(_restrict(state, source, until), listed={**state.listed, source: listed})
         case Unrestricted(source):
             kept = state.listed if source is Source.SCREEN_SHARE else _without(state.listed, source)
             restricted = (state.restricted - {source}) | (state.restricted_by_default & {source})
@@ -591,6 +585,11 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             return replace(state, doomed=state.doomed - {room})
         case _:
             assert_never(change)
+
+
+def _restrict(state: MeetingState, source: Source, until: float | None) -> MeetingState:
+    ends = _without(state.restricted_until, source) | ({} if until is None else {source: until})
+    return replace(state, restricted=state.restricted | {source}, restricted_until=ends)
 
 
 def _change_member(state: MeetingState, participant: ParticipantId, *, hand_is_up: bool) -> MeetingState:
@@ -744,9 +743,10 @@ def _put_all_back(state: MeetingState, settings: Iterable[Setting]) -> MeetingSt
 def _put_back(state: MeetingState, setting: Setting) -> MeetingState:
     match setting:
         case RestrictionWas(source, was_set, until):
-            ends = _without(state.restricted_until, source) | ({} if until is None else {source: until})
-            restricted = state.restricted | {source} if was_set else state.restricted - {source}
-            return replace(state, restricted=restricted, restricted_until=ends)
+            if not was_set:
+                ends = _without(state.restricted_until, source)
+                return replace(state, restricted=state.restricted - {source}, restricted_until=ends)
+            return _restrict(state, source, until)
         case ListingWas(source, who, was_set):
             named = state.listed.get(source, frozenset())
             return replace(state, listed={**state.listed, source: named | {who} if was_set else named - {who}})

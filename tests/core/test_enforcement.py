@@ -2,9 +2,9 @@ import pytest
 
 from signaling.core.decisions import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import call_for, owner_of, plan
-from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import Granted, MeetingState, Restricted, Revoked
+from signaling.core.enforcement import call_for, must_wait, owner_of, plan, silencing, strangers, unmuted_again
+from signaling.core.participants import Kind, LiveKitKind, Role, Source
+from signaling.core.state import Banned, Granted, MeetingState, MutesNoted, PresenterSet, Restricted, Revoked
 from signaling.identifiers import CONTROLLER, Identity, LiveKitRoom, ParticipantId, TrackSid
 from tests.core.meetings import (
     ALICE,
@@ -349,3 +349,128 @@ def test_a_recorder_is_told_of_a_block_by_name_and_of_nothing_else() -> None:
     assert plan(after(meeting, (ALICE, enable())), [present(RECORDER, CAMERA)]) == []
     blocked = changed(meeting, Revoked(frozenset({RECORDER})))
     assert plan(blocked, [present(RECORDER, *ALL)]) == [Allow(MAIN, Identity(RECORDER), WITHOUT_SCREEN, Priority.IDLE)]
+
+
+# --- Services that are named -------------------------------------------------------------------------------------
+
+
+def test_an_ingress_is_touched_only_by_what_names_it() -> None:
+    feed = Presence(MAIN, Identity("feed"), allowing(*ALL), kind=LiveKitKind.INGRESS)
+    state = changed(RESTRICTED, PresenterSet(BOB))
+    assert plan(state, [feed]) == []
+    named = changed(state, Revoked(frozenset({ParticipantId("feed")}), CAMERA))
+    assert plan(named, [feed]) == [Allow(MAIN, Identity("feed"), ALL[1:], Priority.IDLE)]
+
+
+def test_a_phone_caller_who_never_joined_is_restricted_like_anyone() -> None:
+    phone = Presence(MAIN, Identity("sip:49"), allowing(*ALL), kind=LiveKitKind.SIP)
+    assert plan(RESTRICTED, [phone]) == [Allow(MAIN, Identity("sip:49"), WITHOUT_MICROPHONE, Priority.IDLE)]
+
+
+# --- Bans --------------------------------------------------------------------------------------------------------
+
+
+def test_the_banned_are_removed_wherever_they_are() -> None:
+    state = changed(MEETING, Banned(frozenset({DAVE})))
+    assert plan(state, [present(DAVE, room=LEFT_ROOM)]) == [Remove(LEFT_ROOM, Identity(DAVE))]
+
+
+# --- The presenter: never two who may share at once --------------------------------------------------------------
+
+CAROL_PRESENTS = changed(MEETING, PresenterSet(CAROL))
+WAITING = present(CAROL, *WITHOUT_SCREEN)
+
+
+def test_a_new_presenter_waits_for_whoever_still_has_the_screen() -> None:
+    roster = [present(ALICE, *WITHOUT_SCREEN), present(BOB, *ALL), WAITING]
+    calls = plan(CAROL_PRESENTS, roster)
+    assert calls == [Allow(MAIN, Identity(BOB), WITHOUT_SCREEN, Priority.IDLE)]
+    assert must_wait(CAROL_PRESENTS, WAITING, roster)
+    then = carried_out(roster, calls)
+    assert plan(CAROL_PRESENTS, then) == [Allow(MAIN, Identity(CAROL), ALL, Priority.IDLE)]
+    assert plan(CAROL_PRESENTS, carried_out(then, plan(CAROL_PRESENTS, then))) == []
+
+
+def test_meanwhile_the_rest_of_their_rights_is_told() -> None:
+    roster = [present(BOB, *ALL), present(CAROL, CAMERA)]
+    assert Allow(MAIN, Identity(CAROL), WITHOUT_SCREEN, Priority.IDLE) in plan(CAROL_PRESENTS, roster)
+
+
+def test_a_presenter_who_has_the_screen_keeps_it() -> None:
+    roster = [present(BOB, *ALL), present(CAROL, *ALL)]
+    assert plan(CAROL_PRESENTS, roster) == [Allow(MAIN, Identity(BOB), WITHOUT_SCREEN, Priority.IDLE)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Presence(MAIN, Identity(BOB), Permission(can_publish=True, sources=())),
+        present("zoe", *ALL),
+        present("bob#2", *ALL),
+        present(BOB, SCREEN, room=LEFT_ROOM),
+    ],
+)
+def test_whoever_may_share_is_waited_for(other: Presence) -> None:
+    assert must_wait(CAROL_PRESENTS, WAITING, [other, WAITING])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        present(BOB, *WITHOUT_SCREEN),
+        present(BOB),
+        present("recorder", *ALL, is_service=True),
+        present(CAROL, *ALL, room=LEFT_ROOM),
+    ],
+)
+def test_whom_the_presenter_does_not_concern_is_not(other: Presence) -> None:
+    assert not must_wait(CAROL_PRESENTS, WAITING, [other, WAITING])
+    assert not must_wait(CAROL_PRESENTS, other, [WAITING, other])
+
+
+# --- What is found -----------------------------------------------------------------------------------------------
+
+
+def test_strangers_are_those_who_never_joined() -> None:
+    roster = [
+        present(identity) for identity in ("alice", "bob#2", "zoe", "bob-popout1", "bob-popout2", "feed", "zoe#1")
+    ]
+    assert strangers(WITH_POPOUT, roster) == {"zoe", "bob-popout2", "feed"}
+
+
+@pytest.mark.parametrize(
+    ("tracks", "finding"),
+    [
+        ((), Finding.NO_TRACK),
+        ((track(CAMERA),), Finding.NO_TRACK),
+        ((track(None),), Finding.NO_TRACK),
+        ((track(muted=True),), Finding.ALREADY_MUTED),
+        ((track(muted=True), track()), Finding.MUTED),
+    ],
+)
+def test_what_muting_comes_to(tracks: tuple[Track, ...], finding: Finding) -> None:
+    assert silencing(present(BOB, tracks=tracks), ABOUT_MICROPHONES) is finding
+
+
+def test_whoever_was_muted_and_is_heard_again_within_a_minute_is_found() -> None:
+    state = changed(MEETING, MutesNoted({BOB: ABOUT_MICROPHONES, CAROL: ABOUT_MICROPHONES}, at=100.0))
+    roster = [
+        present(ALICE, tracks=(track(),)),
+        present(BOB, tracks=(track(),)),
+        present(CAROL, tracks=(track(CAMERA),)),
+    ]
+    assert unmuted_again(state, roster, now=160.0) == {BOB}
+    assert unmuted_again(state, roster, now=160.1) == frozenset()
+    assert unmuted_again(state, [present(BOB, tracks=(track(muted=True),))], now=101.0) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("permission", "allowed"),
+    [
+        (Permission(can_publish=False, sources=ALL), ()),
+        (Permission(can_publish=True, sources=()), ALL),
+        (Permission(can_publish=True, sources=(SCREEN, None, CAMERA)), (CAMERA, SCREEN)),
+    ],
+)
+def test_what_a_permission_lets_through(permission: Permission, allowed: tuple[Source, ...]) -> None:
+    assert permission.allowed() == allowed

@@ -1,9 +1,24 @@
 import pytest
 
-from signaling.core.participants import Kind, Role, Source
-from signaling.core.policy import publishable, stricter
-from signaling.core.state import Block, Granted, MeetingState, Restricted, Revoked, RoleGiven, Unrestricted, new_meeting
-from signaling.identifiers import ParticipantId
+from signaling.core.effects import Presence
+from signaling.core.participants import Kind, LiveKitKind, Role, Source
+from signaling.core.policy import is_service, publishable, stricter
+from signaling.core.state import (
+    Banned,
+    Block,
+    BlockCause,
+    BypassNoted,
+    Granted,
+    Held,
+    MeetingState,
+    PresenterSet,
+    Restricted,
+    Revoked,
+    RoleGiven,
+    Unrestricted,
+    new_meeting,
+)
+from signaling.identifiers import ParticipantId, TrackSid
 from tests.core.meetings import (
     ALICE,
     ALL,
@@ -22,6 +37,7 @@ from tests.core.meetings import (
     changed,
     joined,
     left,
+    present,
     somebody,
 )
 
@@ -169,6 +185,106 @@ def test_a_meeting_may_begin_with_screen_sharing_by_permission() -> None:
 def test_or_without() -> None:
     state = joined(new_meeting(BOARD, screen_share_requires_permission=False), somebody(BOB))
     assert publishable(BOB, state) == ALL
+
+
+# --- Precedence: banned, bypass and hold, blocked by name, presenter, restricted ---------------------------------
+
+BOB_PRESENTS = changed(MEETING, PresenterSet(BOB))
+UNTIL = 2_000.0
+
+
+def test_the_banned_may_publish_nothing_whatever_else_holds() -> None:
+    state = changed(MEETING, Granted(frozenset({BOB})), PresenterSet(BOB), Banned(frozenset({BOB, ALICE})))
+    assert publishable(BOB, state) == publishable(ALICE, state) == ()
+    assert publishable(RECORDER, changed(state, Banned(frozenset({RECORDER}))), is_service=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "remaining"),
+    [
+        (CAMERA, ALL[1:]),
+        (MICROPHONE, WITHOUT_MICROPHONE),
+        (SCREEN, WITHOUT_SCREEN),
+        (Source.SCREEN_SHARE_AUDIO, ALL[:3]),
+    ],
+)
+def test_what_a_bypass_or_a_hold_took_away_is_gone_for_moderators_and_the_listed_too(
+    source: Source, remaining: tuple[Source, ...]
+) -> None:
+    state = changed(MEETING, *(Restricted(each, frozenset({BOB})) for each in (CAMERA, MICROPHONE, SCREEN)))
+    for who in (ALICE, BOB):
+        assert publishable(who, changed(state, BypassNoted(who, source, TrackSid("TR_1"), "audio"))) == remaining
+        assert publishable(who, changed(state, Held(frozenset({who}), frozenset({source}), UNTIL))) == remaining
+
+
+def test_causes_add_up() -> None:
+    state = changed(
+        MEETING,
+        Held(frozenset({BOB}), frozenset({MICROPHONE}), UNTIL),
+        Revoked(frozenset({BOB}), CAMERA),
+        PresenterSet(CAROL),
+    )
+    assert publishable(BOB, state) == ()
+
+
+def test_an_allowance_lifts_what_was_named_whatever_the_cause() -> None:
+    state = changed(
+        MEETING,
+        Held(frozenset({BOB, CAROL}), frozenset({MICROPHONE, CAMERA}), UNTIL),
+        BypassNoted(BOB, MICROPHONE, TrackSid("TR_1"), "audio"),
+        Revoked(frozenset({BOB}), MICROPHONE),
+        Granted(frozenset({BOB}), MICROPHONE),
+    )
+    assert publishable(BOB, state) == ALL[1:]
+    assert publishable(CAROL, state) == WITHOUT_MICROPHONE[1:]
+
+
+def test_nobody_but_the_presenter_shares_the_screen_moderators_included() -> None:
+    assert publishable(BOB, BOB_PRESENTS) == ALL
+    assert publishable(ALICE, BOB_PRESENTS) == publishable(CAROL, BOB_PRESENTS) == WITHOUT_SCREEN
+    assert publishable(CAROL, changed(BOB_PRESENTS, Granted(frozenset({CAROL})))) == WITHOUT_SCREEN
+
+
+def test_the_presenter_counts_as_listed_for_the_screen_and_for_nothing_else() -> None:
+    state = changed(EVERYTHING_RESTRICTED, PresenterSet(BOB))
+    assert publishable(BOB, state) == (SCREEN, Source.SCREEN_SHARE_AUDIO)
+
+
+def test_a_block_by_name_holds_for_the_presenter_too() -> None:
+    assert publishable(BOB, changed(BOB_PRESENTS, Revoked(frozenset({BOB})))) == WITHOUT_SCREEN
+
+
+def test_services_obey_only_what_names_them() -> None:
+    state = joined(changed(EVERYTHING_RESTRICTED, PresenterSet(BOB)), somebody(RECORDER, kind=Kind.RECORDER))
+    assert publishable(RECORDER, state) == ALL
+    assert publishable(DAVE, state, is_service=True) == ALL
+    assert publishable(DAVE, changed(state, Revoked(frozenset({DAVE}), CAMERA)), is_service=True) == ALL[1:]
+    assert publishable(BOB, state, is_service=True) == ALL[2:], "whoever has joined is what they joined as"
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_hidden", "is_one"),
+    [
+        (LiveKitKind.STANDARD, False, False),
+        (LiveKitKind.SIP, False, False),
+        (LiveKitKind.INGRESS, False, True),
+        (LiveKitKind.EGRESS, False, True),
+        (LiveKitKind.AGENT, False, True),
+        (LiveKitKind.STANDARD, True, True),
+    ],
+)
+def test_phone_callers_are_ordinary_and_what_livekit_calls_a_service_is_one(
+    kind: LiveKitKind, *, is_hidden: bool, is_one: bool
+) -> None:
+    presence = present("x", *ALL)
+    presence = Presence(presence.room, presence.identity, presence.permission, kind=kind, is_hidden=is_hidden)
+    assert is_service(presence) is is_one
+
+
+def test_of_two_causes_lifting_one_is_not_enough() -> None:
+    state = changed(MEETING, BypassNoted(BOB, CAMERA, TrackSid("TR_1"), "audio"))
+    assert Block(BOB, CAMERA, BlockCause.BYPASS) in state.blocks
+    assert Block(BOB, CAMERA) not in state.blocks
 
 
 # --- The stricter of two -----------------------------------------------------------------------------------------

@@ -1,11 +1,22 @@
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signaling.core.participants import Kind, Role
+from signaling.core.participants import ALL_SOURCES, Kind, Role
 from signaling.core.state import (
     POPOUTS_PER_PERSON,
+    UNDOABLE_COMMANDS,
+    UNDOABLE_SETTINGS,
+    Asked,
+    Banned,
+    BanWas,
     Block,
+    BlockCause,
+    BlockWas,
+    BypassNoted,
     Change,
     ConnectionLost,
     Departed,
@@ -13,21 +24,37 @@ from signaling.core.state import (
     Entered,
     Granted,
     HandSet,
+    Held,
+    HoldsEnded,
+    ListingWas,
     MeetingState,
     Member,
     Moved,
+    MuteNote,
+    MutesForgotten,
+    MutesNoted,
     Popout,
     PopoutIssued,
     Popouts,
+    PresenterSet,
+    PresenterWas,
+    PutBack,
+    RequestClosed,
+    RequestsLapsed,
     Restricted,
+    RestrictionWas,
     Revoked,
     RoleGiven,
     RoomDeleted,
+    Setting,
+    Unbanned,
+    UnmuteRequest,
     Unrestricted,
     apply,
     new_meeting,
 )
-from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, popout_identity
+from signaling.identifiers import CommandId, Identity, LiveKitRoom, ParticipantId, TrackSid, popout_identity
+from signaling.messages.control import LeaveReason
 from tests.core.meetings import (
     ALICE,
     BOARD,
@@ -44,6 +71,7 @@ from tests.core.meetings import (
     PHONE,
     RIGHT,
     SCREEN,
+    SCREEN_AUDIO,
     changed,
 )
 
@@ -337,6 +365,211 @@ def test_room_deleted() -> None:
     assert changed(before, RoomDeleted(LiveKitRoom("board:right"))) is before
 
 
+# --- Blocks, holds and bypasses ----------------------------------------------------------------------------------
+
+
+def test_restricted_for_a_while() -> None:
+    state = changed(MEETING, Restricted(MICROPHONE, ONLY_BOB, 50.0))
+    assert state.restricted_until == {MICROPHONE: 50.0}
+    assert changed(state, Restricted(MICROPHONE, ONLY_BOB)).restricted_until == {}
+    assert changed(state, Unrestricted(MICROPHONE)).restricted_until == {}
+    assert changed(state, Restricted(CAMERA, ONLY_BOB, 60.0)).restricted_until == {MICROPHONE: 50.0, CAMERA: 60.0}
+
+
+def test_granted_lists_for_a_microphone_only_while_it_is_restricted() -> None:
+    assert changed(MEETING, Granted(ONLY_BOB, MICROPHONE)) is MEETING
+    state = changed(MEETING, Restricted(MICROPHONE, frozenset({CAROL})), Granted(ONLY_BOB, MICROPHONE))
+    assert state.listed == {MICROPHONE: {BOB, CAROL}}
+
+
+def test_revoked_of_any_source_takes_off_the_list_and_blocks() -> None:
+    state = changed(MEETING, Restricted(MICROPHONE, frozenset({BOB, CAROL})), Revoked(ONLY_BOB, MICROPHONE))
+    assert state.listed == {MICROPHONE: {CAROL}}
+    assert state.blocks == {Block(BOB, MICROPHONE)}
+
+
+def test_held_until_and_longer() -> None:
+    state = changed(MEETING, Held(frozenset({BOB, CAROL}), frozenset({MICROPHONE, CAMERA}), 50.0))
+    state = changed(state, Held(ONLY_BOB, frozenset({CAMERA}), 60.0))
+    assert state.holds == {BOB: {MICROPHONE: 50.0, CAMERA: 60.0}, CAROL: {MICROPHONE: 50.0, CAMERA: 50.0}}
+    assert changed(state, HoldsEnded(49.9)) is state
+    assert changed(state, HoldsEnded(50.0)).holds == {BOB: {CAMERA: 60.0}}
+    assert changed(state, HoldsEnded(60.0)).holds == {}
+    assert changed(MEETING, Held(ONLY_BOB, frozenset(), 50.0)) is MEETING
+
+
+def test_granted_lifts_holds_on_both_sources_of_a_screen() -> None:
+    state = changed(MEETING, Held(ONLY_BOB, frozenset({SCREEN, SCREEN_AUDIO, CAMERA}), 50.0), Granted(ONLY_BOB))
+    assert state.holds == {BOB: {CAMERA: 50.0}}
+
+
+def test_a_bypass_is_counted_once_a_track_and_for_the_whole_meeting() -> None:
+    first = changed(MEETING, BypassNoted(BOB, CAMERA, TrackSid("TR_1"), "audio"))
+    assert first.blocks == {Block(BOB, CAMERA, BlockCause.BYPASS)}
+    assert changed(first, BypassNoted(BOB, CAMERA, TrackSid("TR_1"), "audio")) is first
+    state = changed(first, Granted(ONLY_BOB, CAMERA), BypassNoted(BOB, MICROPHONE, TrackSid("TR_2"), "video"))
+    assert state.bypasses == {BOB: {"TR_1", "TR_2"}}
+    assert state.blocks == {Block(BOB, MICROPHONE, BlockCause.BYPASS)}
+
+
+# --- Bans and the presenter --------------------------------------------------------------------------------------
+
+
+def test_banned_and_unbanned() -> None:
+    state = changed(MEETING, Banned(frozenset({BOB, DAVE})), Unbanned(frozenset({DAVE, CAROL})))
+    assert state.bans == ONLY_BOB
+
+
+def test_presenter_set_to_somebody_who_is_here() -> None:
+    state = changed(MEETING, PresenterSet(BOB))
+    assert state.presenter == BOB
+    assert changed(state, PresenterSet(DAVE)) is state
+    assert changed(state, PresenterSet(None)).presenter is None
+
+
+def test_a_presenter_who_leaves_ends_it_and_one_whose_connection_broke_does_not() -> None:
+    state = changed(MEETING, PresenterSet(BOB))
+    assert changed(state, Departed(BOB, 5.0, "timeout")).presenter is None
+    assert changed(state, Departed(CAROL, 5.0, "quit")).presenter == BOB
+    assert changed(state, ConnectionLost(ONLY_BOB, 15.0)).presenter == BOB
+
+
+@pytest.mark.parametrize(("reason", "is_kept_out"), [("kicked", True), ("banned", True), ("quit", False)])
+def test_departed_who_never_joined_is_kept_out_if_somebody_wanted_it(reason: LeaveReason, *, is_kept_out: bool) -> None:
+    assert (DAVE in changed(MEETING, Departed(DAVE, 5.0, reason)).departed) is is_kept_out
+
+
+# --- Requests and mutes ------------------------------------------------------------------------------------------
+
+ASKED = changed(MEETING, Asked("r-1", UnmuteRequest(BOB, ALICE, 65.0)), Asked("r-2", UnmuteRequest(CAROL, ALICE, 70.0)))
+
+
+def test_asked_again_by_the_same_moderator_forgets_the_older_request() -> None:
+    state = changed(ASKED, Asked("r-3", UnmuteRequest(BOB, ALICE, 80.0)), Asked("r-4", UnmuteRequest(BOB, DAVE, 80.0)))
+    assert state.unmute_requests.keys() == {"r-2", "r-3", "r-4"}
+
+
+@pytest.mark.parametrize(
+    ("change", "remaining"),
+    [
+        (RequestClosed("r-1", was_accepted=True), {"r-2"}),
+        (RequestsLapsed(65.0), {"r-2"}),
+        (RequestsLapsed(64.9), {"r-1", "r-2"}),
+        (Departed(ALICE, 5.0, "quit"), set()),
+        (Departed(BOB, 5.0, "quit"), {"r-2"}),
+        (RoleGiven(ALICE, Role.USER), set()),
+        (RoleGiven(ALICE, Role.MODERATOR), {"r-1", "r-2"}),
+        (RoleGiven(BOB, Role.USER), {"r-1", "r-2"}),
+    ],
+)
+def test_a_request_ends(change: Change, remaining: set[str]) -> None:
+    assert changed(ASKED, change).unmute_requests.keys() == remaining
+
+
+def test_mutes_are_remembered_for_a_minute() -> None:
+    state = changed(MEETING, MutesNoted({BOB: frozenset({MICROPHONE}), CAROL: frozenset({CAMERA})}, 10.0))
+    assert state.mutes == {BOB: MuteNote(10.0, frozenset({MICROPHONE})), CAROL: MuteNote(10.0, frozenset({CAMERA}))}
+    assert changed(state, MutesForgotten(ONLY_BOB)).mutes.keys() == {CAROL}
+    assert changed(state, Departed(BOB, 5.0, "quit")).mutes.keys() == {CAROL}
+    assert changed(state, MutesNoted({BOB: frozenset({CAMERA})}, 70.0)).mutes == {
+        BOB: MuteNote(70.0, frozenset({CAMERA}))
+    }
+
+
+# --- Undoing -----------------------------------------------------------------------------------------------------
+
+EACH_SETTING: list[tuple[tuple[Change, ...], Change]] = [
+    ((), Restricted(MICROPHONE, frozenset({BOB, DAVE}), 50.0)),
+    ((Restricted(MICROPHONE, ONLY_BOB, 50.0),), Restricted(MICROPHONE, frozenset({CAROL}))),
+    ((Restricted(MICROPHONE, ONLY_BOB, 50.0),), Unrestricted(MICROPHONE)),
+    ((Restricted(SCREEN, ONLY_BOB),), Granted(frozenset({CAROL}))),
+    ((Granted(ONLY_BOB),), Revoked(ONLY_BOB)),
+    ((), Revoked(ONLY_BOB, CAMERA)),
+    ((), Held(ONLY_BOB, frozenset({MICROPHONE, CAMERA}), 50.0)),
+    ((Held(ONLY_BOB, frozenset({MICROPHONE}), 50.0),), Held(ONLY_BOB, frozenset({MICROPHONE}), 60.0)),
+    ((BypassNoted(BOB, CAMERA, TrackSid("TR_1"), "audio"),), Granted(ONLY_BOB, CAMERA)),
+    ((), PresenterSet(BOB)),
+    ((PresenterSet(BOB),), PresenterSet(CAROL)),
+    ((PresenterSet(BOB),), PresenterSet(None)),
+    ((), Banned(frozenset({DAVE}))),
+    ((Banned(frozenset({DAVE})),), Unbanned(frozenset({DAVE}))),
+]
+FIRST, SECOND = CommandId("c-first"), CommandId("c-second")
+
+
+def settings_of(state: MeetingState) -> MeetingState:
+    """What can be undone, and nothing else of a state."""
+    return replace(state, version=0, undoable={}, bypasses={})
+
+
+@pytest.mark.parametrize(("before", "change"), EACH_SETTING)
+def test_what_a_command_changed_can_be_put_back(before: tuple[Change, ...], change: Change) -> None:
+    state = changed(MEETING, *before)
+    after = apply(state, [change], command_id=FIRST)
+    assert settings_of(after) != settings_of(state)
+    assert settings_of(changed(after, PutBack(after.undoable[FIRST]))) == settings_of(state)
+
+
+@pytest.mark.parametrize(("before", "change"), EACH_SETTING)
+def test_what_was_changed_again_since_cannot_even_if_it_is_as_it_was(
+    before: tuple[Change, ...], change: Change
+) -> None:
+    state = changed(MEETING, *before)
+    after = apply(state, [change], command_id=FIRST)
+    back = changed(after, PutBack(after.undoable[FIRST]))
+    again = apply(back, [change], command_id=SECOND)
+    assert again.undoable[FIRST] == ()
+    assert again.undoable[SECOND] == after.undoable[FIRST]
+
+
+def test_only_what_was_not_changed_since_can_be_put_back() -> None:
+    state = apply(MEETING, [Restricted(MICROPHONE, frozenset({BOB, CAROL}))], command_id=FIRST)
+    state = apply(state, [Revoked(ONLY_BOB, MICROPHONE)], command_id=SECOND)
+    assert state.undoable[FIRST] == (
+        RestrictionWas(MICROPHONE, was_set=False),
+        ListingWas(MICROPHONE, CAROL, was_set=False),
+    )
+    assert state.undoable[SECOND] == (
+        ListingWas(MICROPHONE, BOB, was_set=True),
+        BlockWas(Block(BOB, MICROPHONE), was_set=False),
+    )
+
+
+def test_what_ends_by_itself_or_leaves_was_changed_too() -> None:
+    state = apply(MEETING, [PresenterSet(BOB)], command_id=FIRST)
+    assert changed(state, Departed(BOB, 5.0, "quit")).undoable == {FIRST: ()}
+
+
+def test_a_command_that_changed_nothing_of_this_kind_is_not_remembered() -> None:
+    assert apply(MEETING, [HandSet(BOB, up=True)], command_id=FIRST).undoable == {}
+
+
+def test_a_ban_is_not_put_back_on_who_has_come_in_again() -> None:
+    state = changed(MEETING, PutBack((BanWas(BOB, was_set=True), BanWas(DAVE, was_set=True))))
+    assert state.bans == {DAVE}
+    assert changed(MEETING, PutBack((PresenterWas(DAVE),))) is MEETING
+
+
+def test_only_the_newest_commands_are_remembered() -> None:
+    state = MEETING
+    for number in range(UNDOABLE_COMMANDS + 1):
+        change = Restricted(CAMERA, ONLY_BOB) if number % 2 else Unrestricted(CAMERA)
+        state = apply(
+            state,
+            [change, Restricted(MICROPHONE, frozenset({ParticipantId(f"p{number}")}))],
+            command_id=CommandId(f"c-{number}"),
+        )
+    assert [*state.undoable] == [f"c-{number}" for number in range(1, UNDOABLE_COMMANDS + 1)]
+
+
+def test_the_very_newest_is_remembered_however_much_it_changed() -> None:
+    crowd = frozenset(ParticipantId(f"p{number}") for number in range(UNDOABLE_SETTINGS + 1))
+    state = apply(MEETING, [PresenterSet(BOB)], command_id=FIRST)
+    state = apply(state, [Restricted(MICROPHONE, crowd)], command_id=SECOND)
+    assert [*state.undoable] == [SECOND]
+    assert len(state.undoable[SECOND]) == UNDOABLE_SETTINGS + 2
+
+
 # --- All changes -------------------------------------------------------------------------------------------------
 
 
@@ -370,8 +603,31 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.builds(RoleGiven, PEOPLE, st.sampled_from(Role)),
     st.builds(Restricted, SOURCES, SOME),
     st.builds(Unrestricted, SOURCES),
-    st.builds(Granted, SOME),
-    st.builds(Revoked, SOME),
+    st.builds(Restricted, SOURCES, SOME, st.sampled_from([20.0, 30.0])),
+    st.builds(Granted, SOME, SOURCES),
+    st.builds(Revoked, SOME, SOURCES),
+    st.builds(Held, SOME, st.frozensets(st.sampled_from([*ALL_SOURCES])), st.sampled_from([20.0, 30.0])),
+    st.builds(HoldsEnded, st.sampled_from([20.0, 30.0])),
+    st.builds(BypassNoted, PEOPLE, SOURCES, st.sampled_from(["TR_1", "TR_2"]).map(TrackSid), st.just("audio")),
+    st.builds(PresenterSet, st.none() | PEOPLE),
+    st.builds(Banned, SOME),
+    st.builds(Unbanned, SOME),
+    st.builds(
+        Asked,
+        st.sampled_from(["r-1", "r-2", "r-3"]),
+        st.builds(UnmuteRequest, PEOPLE, PEOPLE, st.sampled_from([20.0, 30.0])),
+    ),
+    st.builds(RequestClosed, st.sampled_from(["r-1", "r-2", "r-3"]), st.booleans()),
+    st.builds(RequestsLapsed, st.sampled_from([20.0, 30.0])),
+    st.builds(
+        MutesNoted,
+        st.dictionaries(PEOPLE, st.frozensets(SOURCES, min_size=1), max_size=3),
+        st.sampled_from([20.0, 100.0]),
+    ),
+    st.builds(MutesForgotten, SOME),
+    st.lists(st.one_of(*(st.from_type(setting) for setting in get_args(Setting))), max_size=3).map(
+        lambda settings: PutBack(tuple(settings))
+    ),
     st.integers(1, 20).map(popout),
     st.just(Ended()),
     st.builds(RoomDeleted, st.sampled_from([MAIN, LEFT_ROOM])),
@@ -410,6 +666,31 @@ def test_what_was_last_decided_by_name_holds(history: list[Change], people: froz
     assert revoked.blocks >= blocks
 
 
+UNDOABLE = st.one_of(
+    st.builds(Restricted, SOURCES, SOME, st.none() | st.sampled_from([20.0, 30.0])),
+    st.builds(Unrestricted, SOURCES),
+    st.builds(Granted, SOME, SOURCES),
+    st.builds(Revoked, SOME, SOURCES),
+    st.builds(Held, SOME, st.frozensets(st.sampled_from([*ALL_SOURCES])), st.sampled_from([20.0, 30.0])),
+    st.builds(HoldsEnded, st.sampled_from([20.0, 30.0])),
+    st.builds(PresenterSet, st.none() | PEOPLE),
+)
+
+
+def without_empty_lists(state: MeetingState) -> MeetingState:
+    return replace(state, listed={source: named for source, named in state.listed.items() if named})
+
+
+@settings(deadline=None, max_examples=300)
+@given(before=st.lists(CHANGES, max_size=15), changes=st.lists(UNDOABLE, min_size=1, max_size=4))
+def test_whatever_a_command_changed_can_be_put_back(before: list[Change], changes: list[Change]) -> None:
+    # What is listed for a source that anybody may publish, but for the screen, counts for nothing and is not kept.
+    state = apply(MEETING, [*before, PutBack(())])
+    after = apply(state, changes, command_id=FIRST)
+    back = apply(after, [PutBack(after.undoable.get(FIRST, ()))])
+    assert without_empty_lists(settings_of(back)) == without_empty_lists(settings_of(state))
+
+
 @settings(deadline=None, max_examples=100)
 @given(history=st.lists(CHANGES, max_size=30))
 def test_nobody_is_both_here_and_gone(history: list[Change]) -> None:
@@ -417,4 +698,7 @@ def test_nobody_is_both_here_and_gone(history: list[Change]) -> None:
     assert not state.departed & set(state.members)
     assert state.rooms_in_use() <= state.rooms
     assert (state.empty_since is None) or not state.members
+    assert state.presenter in {None, *state.members}
+    assert state.restricted_until.keys() <= state.restricted
+    assert all(state.holds.values())
     assert all(len(popouts.open) <= POPOUTS_PER_PERSON for popouts in state.popouts.values())
