@@ -1,5 +1,7 @@
 """What was decided holds whatever people do, in any order: random meetings, against a model of the wire's rules."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from hypothesis import example, given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from signaling.core.decisions import (
     AnyCommand,
+    Bypass,
     ChangeRole,
     Conclusion,
     Decision,
@@ -14,20 +17,22 @@ from signaling.core.decisions import (
     DepartUnlessBack,
     End,
     Enter,
+    Expire,
     LoseConnections,
     Move,
     NoteRoomDeleted,
+    NoteUnmutedAgain,
     Refusal,
     conclude,
     decide,
 )
-from signaling.core.effects import Finding, Mute, Permission, Presence
-from signaling.core.enforcement import plan
-from signaling.core.participants import Kind, LiveKitKind, Participant, Role
+from signaling.core.effects import Finding, Mute, Permission, Presence, Stop
+from signaling.core.enforcement import call_for, plan
+from signaling.core.participants import Kind, LiveKitKind, Participant, Role, Source
 from signaling.core.policy import publishable, stricter
 from signaling.core.state import MeetingState, apply, new_meeting
-from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId
-from signaling.messages import control, livekit
+from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, TrackSid
+from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace
 from tests.core.meetings import (
     ALICE,
@@ -35,7 +40,6 @@ from tests.core.meetings import (
     AT,
     BOARD,
     BOB,
-    CAMERA,
     CAROL,
     DISABLE,
     LEFT,
@@ -68,6 +72,7 @@ ANYBODY = st.sampled_from(PEOPLE)
 SENDERS = st.sampled_from([*PEOPLE, ALICE, ALICE, ALICE, STRANGER, CONTROLLER])
 NAMED = st.lists(st.sampled_from([*PEOPLE, STRANGER]), max_size=4).map(tuple)
 BREAKOUTS = st.sampled_from([None, LEFT, RIGHT])
+RESTRICTABLE: st.SearchStrategy[moderation.RestrictableName] = st.sampled_from(["camera", "microphone", "screen_share"])
 
 Step = tuple[ParticipantId, AnyCommand]
 
@@ -101,6 +106,24 @@ ASKED: st.SearchStrategy[AnyCommand] = st.one_of(
     ANYBODY.map(demote),
     ANYBODY.map(lower),
     st.sampled_from([RAISE, LOWER, POPOUT]),
+    st.builds(moderation.Restrict, source=RESTRICTABLE, allowed=NAMED, expires_in_s=st.sampled_from([5, 50])),
+    st.builds(moderation.Unrestrict, source=RESTRICTABLE),
+    st.builds(moderation.Disallow, source=RESTRICTABLE, participants=NAMED),
+    st.builds(moderation.Allow, source=RESTRICTABLE, participants=NAMED),
+    st.builds(
+        moderation.Mute,
+        participants=NAMED,
+        sources=st.lists(st.sampled_from([source.value for source in ALL]), min_size=1, unique=True).map(tuple),
+        hold_s=st.sampled_from([5, 50]),
+    ),
+    NAMED.map(lambda named: moderation.Mute(everyone_except=named, hold_s=5)),
+    st.builds(moderation.Stop, source=RESTRICTABLE, participants=NAMED),
+    st.builds(moderation.SetPresenter, participant=st.sampled_from([*PEOPLE, STRANGER])),
+    st.just(moderation.SetPresenter()),
+    st.builds(moderation.AskToUnmute, participants=NAMED),
+    st.builds(moderation.AnswerUnmuteRequest, request_id=st.sampled_from(["c-1", "c-2"]), accept=st.booleans()),
+    st.builds(moderation.Kick, participants=NAMED, ban=st.booleans()),
+    st.builds(moderation.Unban, participants=NAMED),
 )
 STEPS: st.SearchStrategy[Step] = st.one_of(
     st.tuples(SENDERS, ASKED),
@@ -113,6 +136,11 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
             st.builds(ChangeRole, ANYBODY, st.sampled_from(Role)),
             st.builds(LoseConnections, st.frozensets(ANYBODY, max_size=2), st.sampled_from([AT + 5, AT + 50])),
             st.builds(DepartUnlessBack, ANYBODY, st.just(AT + 10)),
+            st.just(Expire(AT + 10)),
+            st.builds(
+                Bypass, ANYBODY, st.sampled_from(ALL), st.sampled_from(["TR_1", "TR_2"]).map(TrackSid), st.just("audio")
+            ),
+            st.builds(NoteUnmutedAgain, st.frozensets(ANYBODY, max_size=2)),
         ),
     ),
     st.sampled_from([(CONTROLLER, End()), (CONTROLLER, NoteRoomDeleted(MAIN))]),
@@ -120,6 +148,9 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 HISTORIES = st.lists(STEPS, max_size=30)
 SEEN_OF_A_MUTE = st.sampled_from(
     [Finding.MUTED, Finding.ALREADY_MUTED, Finding.NO_TRACK, Finding.ABSENT, Finding.UNANSWERED, Finding.REJECTED]
+)
+SEEN_OF_A_STOP = st.sampled_from(
+    [Finding.STOPPED, Finding.NO_TRACK, Finding.ABSENT, Finding.UNANSWERED, Finding.REJECTED]
 )
 SEEN_OF_RIGHTS = st.sampled_from(
     [Finding.CHANGED, Finding.AGREED, Finding.SETTLING, Finding.ABSENT, Finding.UNANSWERED, Finding.REJECTED]
@@ -146,9 +177,20 @@ class Model:
     given: dict[ParticipantId, Role] = field(default_factory=dict)
     away_until: dict[ParticipantId, float] = field(default_factory=dict)
     hands: set[ParticipantId] = field(default_factory=set)
-    unrestricted: set[ParticipantId] | None = None
-    granted: set[ParticipantId] = field(default_factory=set)
-    revoked: set[ParticipantId] = field(default_factory=set)
+    lists: dict[Source, set[ParticipantId]] = field(default_factory=dict)
+    restricted: dict[Source, float] = field(default_factory=dict)
+    disallowed: set[tuple[ParticipantId, Source]] = field(default_factory=set)
+    bypassed: set[tuple[ParticipantId, Source]] = field(default_factory=set)
+    bypasses: dict[ParticipantId, set[str]] = field(default_factory=dict)
+    held: dict[tuple[ParticipantId, Source], float] = field(default_factory=dict)
+    presenter: ParticipantId | None = None
+    banned: set[ParticipantId] = field(default_factory=set)
+    seen: set[ParticipantId] = field(default_factory=set)
+    requests: dict[tuple[ParticipantId, ParticipantId], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.screens_by_permission:
+            self.restricted[SCREEN] = math.inf
 
     def role(self, who: ParticipantId) -> Role:
         ticket, kind = self.tickets[who]
@@ -158,17 +200,18 @@ class Model:
     def moderates(self, who: ParticipantId) -> bool:
         return who in self.tickets and self.role(who) is Role.MODERATOR
 
-    def may_speak(self, who: ParticipantId) -> bool:
-        if self.unrestricted is None or who in self.unrestricted or self.moderates(who):
-            return True
-        return who in self.tickets and self.tickets[who][1] is Kind.RECORDER
-
-    def may_share(self, who: ParticipantId) -> bool:
-        if who in self.revoked:
+    def may(self, who: ParticipantId, source: Source) -> bool:
+        rule = SCREEN if source is SCREEN_AUDIO else source
+        if who in self.banned:
             return False
-        if not self.screens_by_permission or who in self.granted or self.moderates(who):
+        for kept_away in (self.bypassed, self.held, self.disallowed):
+            if (who, source) in kept_away or (who, rule) in kept_away:
+                return False
+        if who in self.tickets and self.tickets[who][1] is Kind.RECORDER:
             return True
-        return who in self.tickets and self.tickets[who][1] is Kind.RECORDER
+        if rule is SCREEN and self.presenter is not None:
+            return who == self.presenter
+        return rule not in self.restricted or self.moderates(who) or who in self.lists.get(rule, set())
 
     def refuses(self, sender: ParticipantId, command: AnyCommand) -> str | None:
         match command:
@@ -192,8 +235,22 @@ class Model:
                 return None if sender in self.tickets else "insufficient_permissions"
             case LoseConnections(people):
                 return None if people & self.tickets.keys() else "nothing_to_do"
-            case Enter() | End() | NoteRoomDeleted():
+            case Enter(participant):
+                return "banned" if participant.id in self.banned else None
+            case End() | NoteRoomDeleted():
                 return None
+            case Expire(now):
+                ends = [*self.restricted.values(), *self.held.values()]
+                return None if any(end <= now for end in ends) else "nothing_to_do"
+            case Bypass(who, _, track):
+                return "nothing_to_do" if track in self.bypasses.get(who, set()) else None
+            case NoteUnmutedAgain():
+                return "nothing_to_do"  # LiveKit confirms no mute here
+            case moderation.AnswerUnmuteRequest(request_id=id_):
+                if sender not in self.tickets:
+                    return "insufficient_permissions"
+                asked = [who for (_, who), request in self.requests.items() if request == id_]
+                return None if sender in asked else "unknown_request_id"
             case _ if sender != CONTROLLER and not self.moderates(sender):
                 return "insufficient_permissions"
             case control.GrantModeratorRole(target=target):
@@ -205,6 +262,8 @@ class Model:
                     return "nothing_to_do"
                 others = [who for who in self.tickets if who != target and self.moderates(who)]
                 return None if others or sender == CONTROLLER else "insufficient_permissions"
+            case moderation.SetPresenter(participant=who):
+                return None if who is None or who in self.tickets else "invalid_command"
             case _:
                 return None
 
@@ -221,11 +280,10 @@ class Model:
                 if participant.id not in self.tickets:
                     self.hands.discard(participant.id)
                 self.tickets[participant.id] = (participant.role, participant.kind)
+                self.seen.add(participant.id)
                 self.away_until.pop(participant.id, None)
             case Depart(participant) | DepartUnlessBack(participant):
-                del self.tickets[participant]
-                self.away_until.pop(participant, None)
-                self.hands.discard(participant)
+                self._leave(participant)
             case LoseConnections(participants, until):
                 self.away_until.update({who: until for who in participants if who in self.tickets})
             case ChangeRole(participant, role):
@@ -236,15 +294,13 @@ class Model:
                 ticket = self.tickets[target][0]
                 self._give(target, Role.USER if ticket is Role.MODERATOR else ticket)
             case livekit.EnableMicrophoneRestrictions(unrestricted_participants=named):
-                self.unrestricted = set(named)
+                self._restrict(MICROPHONE, named)
             case livekit.DisableMicrophoneRestrictions():
-                self.unrestricted = None
+                self._lift(MICROPHONE)
             case livekit.GrantScreenSharePermission(participants=named):
-                self.granted |= set(named) & set(self.tickets)
-                self.revoked -= set(named) & set(self.tickets)
+                self._allow(set(named) & set(self.tickets), SCREEN)
             case livekit.RevokeScreenSharePermission(participants=named):
-                self.revoked |= set(named) & set(self.tickets)
-                self.granted -= set(named) & set(self.tickets)
+                self._disallow(set(named) & set(self.tickets), SCREEN)
             case control.RaiseHand():
                 self.hands.add(sender)
             case control.LowerHand(target=target):
@@ -252,12 +308,100 @@ class Model:
             case End():
                 self.__init__(by_default)  # type: ignore[misc]
             case _:
+                self._moderate(sender, command)
+
+    def _moderate(self, sender: ParticipantId, command: AnyCommand) -> None:
+        match command:
+            case moderation.Restrict(source=source, allowed=named, expires_in_s=lasts_s):
+                self._restrict(Source(source), named, math.inf if lasts_s is None else AT + lasts_s)
+            case moderation.Unrestrict(source=source):
+                self._lift(Source(source))
+            case moderation.Allow(source=source, participants=named):
+                self._allow(set(named) & set(self.tickets), Source(source))
+            case moderation.Disallow(source=source, participants=named):
+                self._disallow(set(named) & set(self.tickets), Source(source))
+            case moderation.Mute(sources=sources, hold_s=hold_s) if hold_s is not None:
+                for who in self._muted(sender, command):
+                    self.held.update({(who, Source(source)): AT + hold_s for source in sources})
+            case moderation.SetPresenter(participant=who):
+                self.presenter = who
+            case moderation.AskToUnmute(participants=named):
+                asked = sorted(who for who in set(named) & set(self.tickets) if who not in self.away_until)
+                for number, who in enumerate(asked, 1):
+                    self.requests = {key: id_ for key, id_ in self.requests.items() if id_ != f"c-{number}"}
+                    self.requests[sender, who] = f"c-{number}"
+            case moderation.AnswerUnmuteRequest(request_id=request_id, accept=accept):
+                self.requests = {key: id_ for key, id_ in self.requests.items() if id_ != request_id}
+                if accept:
+                    self._allow({sender}, MICROPHONE)
+            case moderation.Kick(participants=named, ban=ban):
+                for who in set(named) & self.seen - {sender}:
+                    self._leave(who)
+                    self.banned |= {who} if ban else set()
+            case moderation.Unban(participants=named):
+                self.banned -= set(named)
+            case Expire(now):
+                for source in [source for source, end in self.restricted.items() if end <= now]:
+                    self._lift(source)
+                self.held = {key: end for key, end in self.held.items() if end > now}
+            case Bypass(who, source, track):
+                self.bypasses.setdefault(who, set()).add(track)
+                self.bypassed.add((who, source))
+                if len(self.bypasses[who]) == 2:
+                    self._leave(who)
+                    self.seen.add(who)
+            case _:
                 pass
+
+    def _leave(self, who: ParticipantId) -> None:
+        self.tickets.pop(who, None)
+        self.away_until.pop(who, None)
+        self.hands.discard(who)
+        self.requests = {pair: id_ for pair, id_ in self.requests.items() if who not in pair}
+        if self.presenter == who:
+            self.presenter = None
+
+    def _muted(self, sender: ParticipantId, command: moderation.Mute) -> set[ParticipantId]:
+        if command.participants is not None:
+            return set(command.participants) & set(self.tickets)
+        spared = {sender, *(command.everyone_except or ())}
+        return {
+            who
+            for who, (_, kind) in self.tickets.items()
+            if who not in spared and not self.moderates(who) and kind is not Kind.RECORDER
+        }
+
+    def _restrict(self, source: Source, named: Iterable[ParticipantId], until: float = math.inf) -> None:
+        self.restricted[source] = until
+        self.lists[source] = set(named)
+
+    def _lift(self, source: Source) -> None:
+        self.restricted.pop(source, None)
+        if source is not SCREEN:
+            self.lists.pop(source, None)
+        elif self.screens_by_permission:
+            self.restricted[SCREEN] = math.inf
+
+    def _allow(self, people: set[ParticipantId], source: Source) -> None:
+        lifted = {source, SCREEN_AUDIO} if source is SCREEN else {source}
+        for who in people:
+            for each in lifted:
+                self.disallowed.discard((who, each))
+                self.bypassed.discard((who, each))
+                self.held.pop((who, each), None)
+            if source is SCREEN or source in self.restricted:
+                self.lists.setdefault(source, set()).add(who)
+
+    def _disallow(self, people: set[ParticipantId], source: Source) -> None:
+        self.lists.get(source, set()).difference_update(people)
+        self.disallowed |= {(who, source) for who in people}
 
     def _give(self, who: ParticipantId, role: Role) -> None:
         self.given[who] = role
-        self.granted.discard(who)
-        self.revoked.discard(who)
+        self.lists.get(SCREEN, set()).discard(who)
+        self.disallowed.discard((who, SCREEN))
+        if role is not Role.MODERATOR:
+            self.requests = {pair: id_ for pair, id_ in self.requests.items() if pair[0] != who}
 
 
 # --- Random meetings ---------------------------------------------------------------------------------------------
@@ -274,7 +418,13 @@ def carry_out(state: MeetingState, history: list[Step]) -> MeetingState:
 
 def concluded_with(data: st.DataObject, state: MeetingState, decision: Decision) -> Conclusion:
     """The conclusion of a decision, whatever LiveKit answered about whomever."""
-    seen = SEEN_OF_A_MUTE if isinstance(decision.effect, Mute) else SEEN_OF_RIGHTS
+    match decision.effect:
+        case Mute():
+            seen = SEEN_OF_A_MUTE
+        case Stop():
+            seen = SEEN_OF_A_STOP
+        case _:
+            seen = SEEN_OF_RIGHTS
     findings = data.draw(st.dictionaries(st.sampled_from(sorted(state.members) or [STRANGER]), seen))
     return conclude(state, decision, findings)
 
@@ -309,10 +459,8 @@ def test_no_order_of_commands_lets_a_restricted_person_publish(history: list[Ste
             model.carry_out(sender, command, by_default)
         for who in (*PEOPLE, STRANGER):
             allowed = publishable(who, state)
-            assert (MICROPHONE in allowed) is model.may_speak(who), who
-            assert (SCREEN in allowed) is (SCREEN_AUDIO in allowed) is model.may_share(who), who
-            assert CAMERA in allowed
-            assert list(allowed) == sorted(allowed, key=ALL.index)
+            assert list(allowed) == [source for source in ALL if model.may(who, source)], who
+        assert state.presenter == model.presenter
         assert {*state.moderators()} == {who for who in model.tickets if model.moderates(who)}
 
 
@@ -443,6 +591,10 @@ def test_when_the_calls_are_carried_out_livekit_agrees(
     assert [call.priority for call in calls] == sorted(call.priority for call in calls)
     assert len({(call.room, call.identity) for call in calls}) == len(calls)
     agreed = carried_out(roster, calls)
+    # A presenter gets the screen when nobody else has it any more.
+    then = plan(state, agreed, remove_unknown=remove_unknown)
+    assert {call.identity for call in then} <= {state.presenter}
+    agreed = carried_out(agreed, then)
     assert plan(state, agreed, remove_unknown=remove_unknown) == []
     for presence in agreed:
         who = ParticipantId(presence.identity)
@@ -452,6 +604,24 @@ def test_when_the_calls_are_carried_out_livekit_agrees(
                 assert presence.permission.allows_exactly(publishable(who, state))
         assert "#" not in presence.identity
         assert who not in state.departed
+
+
+@settings(deadline=None, max_examples=200)
+@given(state=MEETINGS, presenters=st.permutations([ALICE, BOB, CAROL]), data=st.data())
+def test_in_whatever_order_people_are_dealt_with_no_presenter_gets_the_screen_while_another_has_it(
+    state: MeetingState, presenters: list[ParticipantId], data: st.DataObject
+) -> None:
+    state = carry_out(state, [*OPENING, (CONTROLLER, moderation.SetPresenter(participant=presenters[0]))])
+    room = {who: state.room_of(who) or MAIN for who in presenters}
+    roster = [Presence(room[who], Identity(who), Permission(can_publish=True, sources=())) for who in presenters]
+    while calls := plan(state, roster):
+        roster = carried_out(roster, calls)
+    state = carry_out(state, [(CONTROLLER, moderation.SetPresenter(participant=presenters[1]))])
+    for _ in range(8):
+        presence = data.draw(st.sampled_from(roster))
+        call = call_for(state, presence, roster=roster)
+        roster = carried_out(roster, [] if call is None else [call])
+        assert len([each for each in roster if SCREEN in each.permission.allowed()]) <= 1
 
 
 @settings(deadline=None, max_examples=100)
