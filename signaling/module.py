@@ -204,6 +204,14 @@ class ModerationModule:
         """
         return await self._store.audit(room, limit=limit, before=before)
 
+    async def is_banned(self, room: RoomId, participant: ParticipantId) -> bool:
+        """Whether a moderator has banned somebody; while the store does not answer, joining finds out."""
+        try:
+            record = await self._store.read(room)
+        except StoreError:
+            return False
+        return record is not None and participant in record.state.bans
+
     async def check_store(self) -> None:
         """Return if the store answers; raises `StoreError` if not."""
         await self._store.rooms()

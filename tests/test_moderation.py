@@ -18,6 +18,7 @@ from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, outcomes, until
+from tests.test_view import merged
 
 ALL = ["camera", "microphone", "screen_share", "screen_share_audio"]
 LESS_MICROPHONE = ["camera", "screen_share", "screen_share_audio"]
@@ -648,19 +649,6 @@ async def test_what_cannot_be_undone_and_what_was_never_done(meeting: MeetingOnF
 # --- State -------------------------------------------------------------------------------------------------------
 
 
-def merged(copy: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
-    """A client's copy of the state, brought up to date as the protocol says."""
-    assert event["version"] == copy["version"] + 1, "a gap calls for get_state"
-    changed = dict(event["changed"])
-    people = {person["participant"]: person for person in copy["participants"]}
-    for person in changed.pop("participants", ()):
-        people[person["participant"]] = person
-    gone = changed.pop("gone", ())
-    merged = {**copy, **changed, "version": event["version"]}
-    merged["participants"] = [people[who] for who in sorted(people) if "gone" not in people[who]]
-    return {member: value for member, value in merged.items() if member not in gone}
-
-
 async def state_of(person: Person) -> dict[str, Any]:
     await person.moderate("get_state")
     return person.noticed("state")[-1]
@@ -706,7 +694,8 @@ async def test_a_copy_that_is_kept_up_to_date_is_the_state(meeting: MeetingOnFak
     await alice.comes_to("unrestrict", source="microphone")
     whole = await state_of(alice)
     for event in alice.noticed("state_changed"):
-        copy = merged(copy, event)
+        assert event["version"] == copy["version"] + 1, "a gap calls for get_state"
+        copy = {**merged(copy, event["changed"]), "version": event["version"]}
     assert copy == whole
     assert "presenter" not in copy
 

@@ -1,30 +1,95 @@
-"""The meeting as it is shown."""
+"""The meeting as it is shown, and what a copy of it needs to be kept up to date."""
 
-from signaling.core.participants import Kind, Role
-from signaling.core.state import Departed, Entered, HandSet, RoleGiven, apply
-from signaling.view import Attendance
-from tests.core.meetings import ALICE, AT, BOB, CAROL, MEETING, RECORDER, joined, somebody
+from itertools import pairwise
+from typing import Any, get_args
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signaling.messages import moderation
+from signaling.view import difference
+from tests.core.meetings import ALICE, BOB, CAROL
+
+PEOPLE = st.sampled_from([ALICE, BOB, CAROL])
+SOURCES = st.sampled_from(get_args(moderation.SourceName))
+TIMES = st.none() | st.sampled_from(["2026-03-01T09:30:00.123Z", "2026-03-01T09:31:00.123Z"])
+VIEWS = st.builds(
+    moderation.StateView,
+    version=st.integers(0, 1_000),
+    restrictions=st.lists(
+        st.builds(moderation.RestrictionView, source=SOURCES, allowed=st.lists(PEOPLE).map(tuple), expires_at=TIMES),
+        max_size=2,
+    ).map(tuple),
+    blocks=st.lists(
+        st.builds(
+            moderation.BlockView,
+            participant=PEOPLE,
+            source=SOURCES,
+            cause=st.sampled_from(["moderator", "bypass", "hold"]),
+            count=st.none() | st.integers(1, 2),
+            until=TIMES,
+        ),
+        max_size=2,
+    ).map(tuple),
+    bans=st.lists(PEOPLE).map(tuple),
+    presenter=st.none() | PEOPLE,
+    participants=st.lists(
+        st.builds(
+            moderation.ParticipantView,
+            participant=PEOPLE,
+            role=st.just("user"),
+            kind=st.just("user"),
+            connected=st.booleans(),
+            in_livekit=st.booleans(),
+            may_publish=st.lists(SOURCES, max_size=2).map(tuple),
+            publishing=st.just(()),
+            hand_is_up=st.booleans(),
+            settling=st.booleans(),
+        ),
+        unique_by=lambda person: person.participant,
+    ).map(lambda people: tuple(sorted(people, key=lambda person: person.participant))),
+)
 
 
-def test_joiners_are_told_of_everybody_but_services() -> None:
-    entries = Attendance().entries(joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER)))
-    assert [(entry.id, entry.control.display_name, entry.control.role) for entry in entries] == [
-        (ALICE, "Alice", "moderator"),
-        (BOB, "Bob", "user"),
-        (CAROL, "Carol", "user"),
-    ]
-    assert entries[0].control.joined_at == "1970-01-01T00:16:40.000Z"
+def kept(message: moderation.StateView | moderation.Changed) -> dict[str, Any]:
+    """The message as a client keeps it."""
+    return message.model_dump(mode="json", exclude_none=True)
 
 
-def test_what_is_said_of_somebody_is_made_anew_only_when_it_changes() -> None:
-    attendance = Attendance()
-    before = {entry.id: entry for entry in attendance.entries(MEETING)}
-    state = apply(MEETING, [HandSet(BOB, up=True), RoleGiven(CAROL, Role.MODERATOR)])
-    after = {entry.id: entry for entry in attendance.entries(state)}
-    assert after[ALICE] is before[ALICE]
-    assert after[BOB].control.hand_is_up
-    assert after[CAROL].control.role == "moderator"
-    gone = apply(state, [Departed(ALICE, AT, "quit")])
-    assert [entry.id for entry in attendance.entries(gone)] == [BOB, CAROL]
-    back = apply(gone, [Entered(ALICE, MEETING.members[ALICE])])
-    assert attendance.entries(back)[0] == before[ALICE]
+def merged(copy: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """A client's copy with what changed, as the protocol says."""
+    changed = dict(changed)
+    people = {person["participant"]: person for person in copy["participants"]}
+    people |= {person["participant"]: person for person in changed.pop("participants", ())}
+    gone = changed.pop("gone", ())
+    whole = {**copy, **changed, "participants": [people[who] for who in sorted(people) if "gone" not in people[who]]}
+    return {member: value for member, value in whole.items() if member not in gone}
+
+
+@settings(deadline=None, max_examples=300)
+@given(views=st.lists(VIEWS, min_size=2, max_size=5))
+def test_a_copy_that_is_kept_up_to_date_never_diverges(views: list[moderation.StateView]) -> None:
+    copy = kept(views[0])
+    for before, after in pairwise(views):
+        changed = difference(before, after)
+        copy = {**merged(copy, {} if changed is None else kept(changed)), "version": after.version}
+        assert copy == kept(after)
+
+
+@settings(deadline=None, max_examples=100)
+@given(view=VIEWS, version=st.integers(0, 1_000))
+def test_nothing_differs_by_the_version_alone(view: moderation.StateView, version: int) -> None:
+    assert difference(view, view.model_copy(update={"version": version})) is None
+
+
+@settings(deadline=None, max_examples=200)
+@given(before=VIEWS, after=VIEWS)
+def test_only_what_differs_is_told(before: moderation.StateView, after: moderation.StateView) -> None:
+    changed = difference(before, after)
+    told = {} if changed is None else kept(changed)
+    for member in ("restrictions", "blocks", "bans"):
+        assert (member in told) is (getattr(before, member) != getattr(after, member))
+    known = {person.participant: person for person in before.participants}
+    present = {person.participant: person for person in after.participants}
+    people = {person["participant"] for person in told.get("participants", ())}
+    assert people == {who for who in known.keys() | present.keys() if known.get(who) != present.get(who)}

@@ -16,11 +16,11 @@ from signaling import metrics
 from signaling.answers import answers
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
-from signaling.errors import MessageError, StoreError
+from signaling.errors import MessageError, ParticipantBanned, StoreError
 from signaling.messages import control, echo, livekit, moderation
 from signaling.messages.base import Event, Namespace, parse_payload
 from signaling.messages.envelope import Delivery, EnvelopeError, Frame, TransactionId, parse_frame
-from signaling.module import ModerationModule
+from signaling.module import RETRY_AFTER_S, ModerationModule
 from signaling.rooms import new_command_id
 from signaling.server.outbox import Outbox
 from signaling.server.tickets import Ticket
@@ -116,13 +116,13 @@ class Connection:
         if frame.namespace is Namespace.ECHO:
             self._answer(_pong(frame.payload), frame.transaction_id)
         elif not self._limiter.has_capacity():
-            self._refuse(frame)
+            self._refuse(frame, self._limiter.time_period / self._limiter.max_rate)
         else:
             await self._limiter.acquire()  # at once: there is capacity
             if self._session is None:
                 self._receive_before_joining(frame)
             elif len(self._running) >= MAX_RUNNING:
-                self._refuse(frame)
+                self._refuse(frame, RETRY_AFTER_S)
             else:
                 self._run(self._session, frame)
 
@@ -131,7 +131,7 @@ class Connection:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    def _refuse(self, frame: Frame) -> None:
+    def _refuse(self, frame: Frame, retry_after_s: float) -> None:
         """Refuse one command too many, in its own namespace, and with a `result` where one was asked for."""
         payload = frame.payload
         action = payload.get("action") if isinstance(payload, dict) else None
@@ -140,7 +140,7 @@ class Connection:
         has_moderation = self._session is not None and self._session.has_moderation
         with_result = has_moderation and frame.transaction_id is not None and frame.namespace is not Namespace.CONTROL
         metrics.COMMANDS.labels(action or "unknown", "rate_limit_exceeded").inc()
-        refusal = Refusal("rate_limit_exceeded")
+        refusal = Refusal("rate_limit_exceeded", retry_after_s=retry_after_s)
         for event in answers(frame.namespace, action, new_command_id(), refusal, with_result=with_result):
             self._answer(event, frame.transaction_id)
 
@@ -171,6 +171,10 @@ class Connection:
             session = await self._module.join(
                 self._ticket.room, participant, deliver=self._deliver, extensions=frozenset(extensions)
             )
+        except ParticipantBanned:  # since the handshake
+            self._answer(control.ControlError(error="insufficient_permissions"), transaction_id)
+            await self._close(CloseCode.NORMAL_CLOSURE)
+            return
         except StoreError as error:
             log.error("store_failed", room=self._ticket.room, error=str(error))  # noqa: TRY400 - no bug, no traceback
             await self._give_up(CloseCode.TRY_AGAIN_LATER, transaction_id)

@@ -1,7 +1,7 @@
 """Who may open a connection: path, origin, subprotocol and ticket, in this order."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from websockets.headers import parse_subprotocol
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from signaling.identifiers import ParticipantId, RoomId
 from signaling.server.tickets import InvalidTicket, Ticket, Tickets
 
 log = structlog.get_logger(__name__)
@@ -22,13 +23,16 @@ PATH: Final = "/signaling"
 SUBPROTOCOL: Final = Subprotocol("opentalk-signaling-json-v1.0")
 TICKET_PREFIX: Final = "ticket#"
 
-RefusalCode = Literal["not_found", "missing_protocol", "invalid_protocol", "missing_ticket", "invalid_ticket", "origin"]
+RefusalCode = Literal[
+    "not_found", "missing_protocol", "invalid_protocol", "missing_ticket", "invalid_ticket", "banned", "origin"
+]
 STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "not_found": HTTPStatus.NOT_FOUND,
     "missing_protocol": HTTPStatus.BAD_REQUEST,
     "invalid_protocol": HTTPStatus.BAD_REQUEST,
     "missing_ticket": HTTPStatus.UNAUTHORIZED,
     "invalid_ticket": HTTPStatus.UNAUTHORIZED,
+    "banned": HTTPStatus.FORBIDDEN,
     "origin": HTTPStatus.FORBIDDEN,
 }
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -71,21 +75,31 @@ class Handshake:
     Checks each request, uses its ticket up when everything else is right, and answers refusals in JSON.
 
     It is made of callbacks of `websockets.asyncio.server.serve`.
+
+    Args:
+        is_banned: Whether a moderator has banned the participant from the meeting.
     """
 
-    def __init__(self, tickets: Tickets, origins: Origins) -> None:
+    def __init__(
+        self, tickets: Tickets, origins: Origins, is_banned: Callable[[RoomId, ParticipantId], Awaitable[bool]]
+    ) -> None:
         self._tickets = tickets
         self._origins = origins
+        self._is_banned = is_banned
         self._verified: dict[ServerConnection, Ticket] = {}
 
-    def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse, or keep the ticket for `process_response`."""
         if request.path.partition("?")[0] != PATH:
             return _refusal("not_found")
         if not self._origins.allow(request.headers.get_all("Origin")):
             return _refusal("origin")
         try:
-            self._verified[connection] = self._tickets.verify(_ticket_of(request.headers))
+            text = _ticket_of(request.headers)
+            ticket = self._tickets.verify(text)
+            if await self._is_banned(ticket.room, ticket.participant.id):
+                return _refusal("banned")
+            self._verified[connection] = self._tickets.verify(text)  # it may have been used meanwhile
         except InvalidTicket as error:
             return _refusal("invalid_ticket", str(error))
         except Refused as refused:

@@ -61,6 +61,7 @@ class WebSocketServer:
         self._handshake = Handshake(
             Tickets(settings.moderation_ticket_key, settings.moderation_ticket_algorithm),
             Origins(settings.moderation_allowed_origins, self._address.host),
+            module.is_banned,
         )
         self._rate_per_s = settings.moderation_rate_per_s
         self._burst = settings.moderation_rate_burst
