@@ -10,7 +10,7 @@ import yaml
 from sphinx.application import Sphinx
 
 from signaling.cli import schemas
-from signaling.core.decisions import ModeratorCommand
+from signaling.core.decisions import ModeratorCommand, ModeratorQuery
 
 Json = dict[str, Any]
 
@@ -22,7 +22,7 @@ _WIDTH: Final = 88
 _TAGS: Final = {"command": "action", "event": "message"}
 _OF_OBJECTS: Final = frozenset(
     {"$schema", "$id", "$defs", "title", "description", "examples", "type", "properties", "required"}
-    | {"additionalProperties"}
+    | {"additionalProperties", "oneOf"}
 )
 _OF_VALUES: Final = frozenset(
     {"$ref", "title", "description", "type", "format", "const", "enum", "items", "anyOf", "oneOf", "discriminator"}
@@ -76,7 +76,7 @@ class Reference:
         self.for_moderators = {
             schemas.path(namespace, kind)
             for namespace, kind in schemas.commands()
-            if kind in get_args(ModeratorCommand)
+            if kind in get_args(ModeratorCommand | ModeratorQuery)
         }
         self._types: dict[str, dict[str, set[str]]] = {}
 
@@ -195,6 +195,9 @@ def _fields(schema: Json, but: str | None = None) -> Iterator[str]:
     lines = [head, tuple("---" for _ in head), *rows]
     cells = ([line[number].replace("|", "\\|") for number in shown] for line in lines)
     yield "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    if "oneOf" in schema:
+        choices = [f"`{field}`" for choice in schema["oneOf"] for field in choice["required"]]
+        yield f"Exactly one of {' and '.join(choices)} is required."
 
 
 def _check(schema: Json, understood: frozenset[str]) -> None:
