@@ -48,7 +48,9 @@ async def test_it_mutes_and_says_what_it_came_to_for_each(server: Serving) -> No
         status, lines, errors = await client(
             server.signaling_url, "force_mute", "bob", "carol", MODERATION_TICKET=ticket()
         )
-        assert (status, lines, errors) == (0, ["bob muted ", "carol unknown "], "")
+        taken, *outcomes = lines
+        assert (status, outcomes, errors) == (0, ["bob muted ", "carol unknown "], "")
+        assert taken.startswith('livekit_moderation {"message": "action_taken"')
         assert (await bob.wait_for("force_muted")).payload["moderator"] == "alice"
         await media.wait_for("track_muted", identity="bob")
 
@@ -58,7 +60,8 @@ async def test_it_prints_events_and_takes_its_ticket_from_standard_input(server:
         server.signaling_url, "enable_microphone_restrictions", "bob", stdin=f"{ticket()}\n"
     )
     event = '{"message": "microphone_restrictions_enabled", "unrestricted_participants": ["bob"]}'
-    assert (status, lines, errors) == (0, [f"livekit {event}", "alice exempt "], "")
+    told, _, outcome = lines
+    assert (status, told, outcome, errors) == (0, f"livekit {event}", "alice exempt ", "")
 
 
 async def test_a_refusal_is_its_exit_status(server: Serving) -> None:
