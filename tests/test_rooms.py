@@ -16,7 +16,7 @@ from signaling.core.state import Block, MeetingState
 from signaling.errors import StoreError
 from signaling.identifiers import CONTROLLER, LiveKitRoom, ParticipantId, RoomId
 from signaling.livekit.room_service import RoomService
-from signaling.messages import control, livekit
+from signaling.messages import control, livekit, moderation
 from signaling.rooms import Meeting, Rules, new_command_id
 from signaling.stores import open_store
 from signaling.stores.contract import Commit, Store
@@ -121,10 +121,15 @@ COMMANDS: list[tuple[str, AnyCommand, Callable[[MeetingState], bool]]] = [
         lambda state: Block(BOB, Source.SCREEN_SHARE) in state.blocks,
     ),
     ("role_updated", control.GrantModeratorRole(target=BOB), lambda state: state.is_moderator(BOB)),
+    ("permissions_changed", moderation.SetPresenter(participant=BOB), lambda state: state.presenter == BOB),
+    ("permissions_changed", moderation.Mute(participants=(BOB,), hold_s=600), lambda state: BOB in state.holds),
+    ("kicked", moderation.Kick(participants=(CAROL,), ban=True), lambda state: CAROL in state.bans),
 ]
 
 
-@pytest.mark.parametrize(("event", "command", "holds"), COMMANDS, ids=[event for event, _, _ in COMMANDS])
+@pytest.mark.parametrize(
+    ("event", "command", "holds"), COMMANDS, ids=[type(command).__name__ for _, command, _ in COMMANDS]
+)
 async def test_a_crash_at_any_await_of_a_turn_leaves_it_finished_or_undone_and_livekit_agrees(
     fake: FakeRoomService,
     media: RoomService,
@@ -159,7 +164,9 @@ async def test_a_crash_at_any_await_of_a_turn_leaves_it_finished_or_undone_and_l
             assert holds(record.state)
             finished_after_crash += 1
         for participant in (ALICE, BOB, CAROL):
-            allowed = [source.value for source in Source if fake.may_publish(room, participant, source.value)]
+            is_there = participant in fake.permissions(room)
+            assert is_there is (participant in record.state.members)
+            allowed = [s.value for s in Source if is_there and fake.may_publish(room, participant, s.value)]
             assert allowed == list(publishable(participant, record.state))
         await restarted.close()
         if completed:
