@@ -96,6 +96,10 @@ class Handshake:
             return _refusal("origin")
         try:
             text = _ticket_of(request.headers)
+            await self._tickets.refresh_keys(text)
+            if connection.transport.is_closing() or not connection.server.is_serving():
+                # Too late for this attempt; the ticket remains for another.
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "Server is shutting down.\n")
             ticket = self._tickets.verify(text)
             if await self._is_banned(ticket.room, ticket.participant.id):
                 return _refusal("banned")
@@ -106,10 +110,14 @@ class Handshake:
             return _refusal(refused.code)
         return None
 
-    def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> None:
-        """Use the ticket up if this becomes a connection; nobody came in between, since nothing is awaited there."""
+    def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> Response | None:
+        """Use the ticket up if this becomes a connection, unless somebody came in with it in between."""
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-            self._tickets.use(self._verified[connection])
+            try:
+                self._tickets.use(self._verified[connection])
+            except InvalidTicket as error:
+                return _refusal("invalid_ticket", str(error))
+        return None
 
     @staticmethod
     def select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

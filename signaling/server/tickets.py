@@ -3,7 +3,7 @@
 import contextlib
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
 from uuid import uuid4
@@ -21,6 +21,7 @@ from signaling.identifiers import parse_breakout_id as to_breakout_id
 from signaling.identifiers import parse_participant_id as to_participant_id
 from signaling.identifiers import parse_room_id as to_room_id
 from signaling.messages.control import MAX_DISPLAY_NAME, DisplayName
+from signaling.server.key_sets import RSA_BITS, SETTING, KeySet, PublicKey, suitable
 from signaling.settings import TicketAlgorithm
 
 AUDIENCE: Final = "livekit-moderation"
@@ -28,13 +29,10 @@ LIFETIME_S: Final = 60
 """What may lie between `iat` and `exp` at most."""
 LEEWAY_S: Final = 30
 """By how much the controller's clock may differ from ours."""
-SETTING: Final = "MODERATION_TICKET_KEY"
 
 _SECRET_BYTES: Final = 32
-_RSA_BITS: Final = 2_048
 _MAX_LENGTH: Final = 8_192
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
 
@@ -85,8 +83,8 @@ class Tickets:
     Checks tickets, and remembers those that were used for as long as they would be valid.
 
     Args:
-        key: A secret of 32 bytes or more for HS256, else a public key in PEM.
-        algorithm: The one that is accepted, whatever a ticket says of itself.
+        key: A secret of 32 bytes or more for HS256, else a public key in PEM or the URL of a key set.
+        algorithm: The one that is accepted, whatever a ticket or a key set says.
         clock: Seconds since the epoch.
 
     Raises:
@@ -96,12 +94,33 @@ class Tickets:
     def __init__(
         self, key: SecretStr | str, algorithm: TicketAlgorithm, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._key = _verifying_key(_text(key), algorithm)
+        text = _text(key)
+        self._key = KeySet(text, algorithm) if _is_url(text) else _verifying_key(text, algorithm)
         self._algorithm = algorithm
         self._clock = clock
         self._signatures = jwt.PyJWS()
         self._used: set[str] = set()
         self._forget: list[tuple[float, str]] = []
+
+    def start(self) -> None:
+        """Begin to fetch the key set, if there is one."""
+        if isinstance(self._key, KeySet):
+            self._key.start()
+
+    async def close(self) -> None:
+        """Fetch no key set any more."""
+        if isinstance(self._key, KeySet):
+            await self._key.close()
+
+    async def refresh_keys(self, text: str) -> None:
+        """
+        Fetch the key set if a ticket needs that; to be awaited before `verify`, which looks at what is known.
+
+        Raises:
+            InvalidTicket: No key will make it valid.
+        """
+        if isinstance(self._key, KeySet):
+            await self._key.refresh(self._key_id(text))
 
     def verify(self, text: str) -> Ticket:
         """
@@ -148,14 +167,28 @@ class Tickets:
             raise InvalidTicket("was used before: jti")
 
     def _claims(self, text: str) -> _Claims:
+        key = self._key.find(self._key_id(text)) if isinstance(self._key, KeySet) else self._key
+        if key is None:
+            raise InvalidTicket("is signed with no key that the key set is known to have: kid")
+        with self._saying_less(text):
+            return _Claims.model_validate_json(self._signatures.decode(text, key, algorithms=[self._algorithm]))
+
+    def _key_id(self, text: str) -> str | None:
+        with self._saying_less(text):
+            header = self._signatures.get_unverified_header(text)
+            if header.get("alg") != self._algorithm:  # nobody fetches anything for these
+                raise jwt.InvalidAlgorithmError
+            return header.get("kid")
+
+    @contextlib.contextmanager
+    def _saying_less(self, text: str) -> Iterator[None]:
+        """Whatever is wrong with a ticket becomes `InvalidTicket`, never chained: the causes hold what was sent."""
         if len(text) > _MAX_LENGTH:
             raise InvalidTicket("is too long")
         try:
-            payload = self._signatures.decode(text, self._key, algorithms=[self._algorithm])
-            return _Claims.model_validate_json(payload)
+            yield
         except ValidationError as error:
             where = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
-            # The cause would hold what was sent.
             raise InvalidTicket(f"has a wrong claim: {where[0] if where else 'no object'}") from None
         except (
             jwt.PyJWTError,
@@ -203,28 +236,25 @@ def make_ticket(
 
 def _text(key: SecretStr | str) -> str:
     text = key.get_secret_value() if isinstance(key, SecretStr) else key
-    if text.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{SETTING}: key sets are not supported; it must be the key itself, not a URL")
-    return text
+    return text.strip() if _is_url(text.strip()) else text
+
+
+def _is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
 
 
 def _verifying_key(text: str, algorithm: TicketAlgorithm) -> bytes | PublicKey:
     if algorithm == "HS256":
         return _secret(text)
-    key: object = None
     with contextlib.suppress(ValueError, UnsupportedAlgorithm):  # told below, with what it should have been
-        key = load_pem_public_key(text.encode())
-    match algorithm, key:
-        case "RS256", rsa.RSAPublicKey() if key.key_size >= _RSA_BITS:
-            return key
-        case "ES256", ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
-            return key
-        case "EdDSA", ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+        if (key := suitable(load_pem_public_key(text.encode()), algorithm)) is not None:
             return key
     raise ConfigurationError(f"{SETTING}: {algorithm} needs {_NEEDED[algorithm]} in PEM, the public one")
 
 
 def _signing_key(text: str, algorithm: TicketAlgorithm) -> bytes | PrivateKey:
+    if _is_url(text):
+        raise ConfigurationError(f"{SETTING}: a URL cannot sign; tickets are made with a private key of that key set")
     if algorithm == "HS256":
         return _secret(text)
     if "PUBLIC KEY-----" in text:
@@ -233,7 +263,7 @@ def _signing_key(text: str, algorithm: TicketAlgorithm) -> bytes | PrivateKey:
     with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
         key = load_pem_private_key(text.encode(), password=None)
     match algorithm, key:
-        case "RS256", rsa.RSAPrivateKey() if key.key_size >= _RSA_BITS:
+        case "RS256", rsa.RSAPrivateKey() if key.key_size >= RSA_BITS:
             return key
         case "ES256", ec.EllipticCurvePrivateKey() if isinstance(key.curve, ec.SECP256R1):
             return key
@@ -254,7 +284,7 @@ def _secret(text: str) -> bytes:
 
 
 _NEEDED: Final = {
-    "RS256": f"an RSA key of {_RSA_BITS:,} bits or more",
+    "RS256": f"an RSA key of {RSA_BITS:,} bits or more",
     "ES256": "a P-256 key",
     "EdDSA": "an Ed25519 or Ed448 key",
 }

@@ -58,10 +58,9 @@ class WebSocketServer:
     def __init__(self, settings: ServerSettings, module: ModerationModule, *, timing: Timing) -> None:
         self._address = settings.moderation_listen
         self._module = module
+        self._tickets = Tickets(settings.moderation_ticket_key, settings.moderation_ticket_algorithm)
         self._handshake = Handshake(
-            Tickets(settings.moderation_ticket_key, settings.moderation_ticket_algorithm),
-            Origins(settings.moderation_allowed_origins, self._address.host),
-            module.is_banned,
+            self._tickets, Origins(settings.moderation_allowed_origins, self._address.host), module.is_banned
         )
         self._rate_per_s = settings.moderation_rate_per_s
         self._burst = settings.moderation_rate_burst
@@ -95,6 +94,7 @@ class WebSocketServer:
             )
         except OSError as error:
             raise cannot_listen("MODERATION_LISTEN", self._address, error) from error
+        self._tickets.start()
         return self
 
     async def __aexit__(
@@ -120,6 +120,7 @@ class WebSocketServer:
         if server is None:
             return
         server.close(close_connections=False)
+        await self._tickets.close()
         self._outbox.flush()
         for connection in server.connections:
             self._spawn(connection.close(CloseCode.SERVICE_RESTART))

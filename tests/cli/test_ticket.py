@@ -52,6 +52,17 @@ def test_two_tickets_are_two(ticket: Callable[..., str]) -> None:
         tickets.use(tickets.verify(ticket()))
 
 
+@pytest.mark.parametrize("algorithm", ["HS256", "ES256"])
+def test_a_url_cannot_sign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], algorithm: str) -> None:
+    monkeypatch.setenv("MODERATION_TICKET_ALGORITHM", algorithm)
+    monkeypatch.setenv("MODERATION_TICKET_KEY", "https://auth.example.org/certs")
+    assert main(["ticket", *WHO]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "MODERATION_TICKET_KEY: a URL cannot sign; tickets are made with a private key of that key set\n",
+    )
+
+
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_private_key_signs_and_a_public_key_cannot(
     ticket: Callable[..., str],

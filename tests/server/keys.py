@@ -21,8 +21,8 @@ class Pair:
 
 
 @cache
-def pair(algorithm: TicketAlgorithm) -> Pair:
-    """The keys of an algorithm."""
+def pair(algorithm: TicketAlgorithm, _name: str = "") -> Pair:
+    """The keys of an algorithm; others by another name."""
     match algorithm:
         case "HS256":
             return Pair(algorithm, SECRET, SECRET)
