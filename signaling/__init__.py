@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         SignalingError,
         StoreError,
         StoreLocked,
+        WebhookRefused,
     )
     from signaling.identifiers import (
         BreakoutId,
@@ -54,6 +55,7 @@ __all__ = [
     "Source",
     "StoreError",
     "StoreLocked",
+    "WebhookRefused",
     "parse_breakout_id",
     "parse_participant_id",
     "parse_room_id",

@@ -1,5 +1,7 @@
 """The error tree. Refusals are values and bugs are whatever they are; everything else is a `SignalingError`."""
 
+from typing import Final, Literal
+
 
 class SignalingError(Exception):
     """Anything that goes wrong here without being a bug."""
@@ -55,6 +57,20 @@ class MediaServerMissing(SignalingError):
 
 class MediaServerFailed(SignalingError):
     """The embedded `livekit-server` could not be built or did not start; the message holds its last words."""
+
+
+class WebhookRefused(SignalingError):
+    """
+    Not something that LiveKit has just reported; nothing follows from it.
+
+    Attributes:
+        reason: Why, in a word.
+    """
+
+    def __init__(self, reason: Literal["forged", "replayed", "stale", "unparsable"]) -> None:
+        """Put it into words."""
+        super().__init__(f"the webhook is {reason}")
+        self.reason: Final = reason
 
 
 class StoreError(SignalingError):

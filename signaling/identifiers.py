@@ -57,6 +57,11 @@ def livekit_room(room: RoomId, breakout: BreakoutId | None) -> LiveKitRoom:
     return LiveKitRoom(room if breakout is None else f"{room}:{breakout}")
 
 
+def room_of(room: LiveKitRoom) -> RoomId:
+    """The meeting that a room of LiveKit belongs to, if it is one of ours."""
+    return RoomId(room.partition(":")[0])
+
+
 def popout_identity(participant: ParticipantId, number: int) -> Identity:
     """The identity of a participant's popout; numbers start at 1."""
     return Identity(f"{participant}-popout{number}")

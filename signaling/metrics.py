@@ -15,7 +15,11 @@ LIVEKIT_CALLS: Final = Counter(
 LIVEKIT_CALL_DURATION: Final = Histogram(
     "moderation_livekit_call_duration_seconds", "RoomService calls, from sending to the answer.", ["method"]
 )
-REPAIRS: Final = Counter("moderation_repairs", "Times that LiveKit was found to disagree and was told again.")
+REPAIRS: Final = Counter(
+    "moderation_repairs", "Times that LiveKit was found to disagree and was told again, by what showed it.", ["cause"]
+)
+BYPASSES: Final = Counter("moderation_bypasses", "Tracks that got round what holds, and were stopped.")
+WEBHOOKS: Final = Counter("moderation_webhooks", "Webhooks from LiveKit, by what came of them.", ["result"])
 MEETINGS: Final = Gauge("moderation_meetings", "Meetings that this process looks after.")
 SESSIONS: Final = Gauge("moderation_sessions", "Participants joined through this process.")
 CONNECTIONS: Final = Gauge("moderation_connections", "Open WebSocket connections.")

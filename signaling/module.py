@@ -25,12 +25,22 @@ from signaling.core.decisions import (
 )
 from signaling.core.participants import Kind, Participant
 from signaling.core.policy import publishable
-from signaling.errors import MediaServerError, MessageError, ParticipantBanned, StoreError
-from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, Identity, ParticipantId, RoomId, livekit_room
+from signaling.errors import MediaServerError, MessageError, ParticipantBanned, StoreError, WebhookRefused
+from signaling.identifiers import (
+    CONTROLLER,
+    BreakoutId,
+    CommandId,
+    Identity,
+    ParticipantId,
+    RoomId,
+    livekit_room,
+    room_of,
+)
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService
 from signaling.livekit.tokens import TokenMint
+from signaling.livekit.webhooks import Webhooks
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload, rfc3339
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
@@ -82,6 +92,9 @@ class ModerationModule:
         self._closing: set[asyncio.Task[None]] = set()
         self._media: RoomService | None = None
         self._mint: TokenMint | None = None
+        self._webhooks: Webhooks | None = None
+        self._webhook_url = self.settings.moderation_webhook_url
+        self._warns_of_missing_webhooks = True
         self._public_url = ""
         self._service_url = ""
 
@@ -93,6 +106,7 @@ class ModerationModule:
             self._public_url = self.settings.public_url or websocket_form(url)
             self._service_url = websocket_form(url)
             self._mint = TokenMint(key, secret)
+            self._webhooks = Webhooks(key, secret, clock=self._clock)
             self._media = await stack.enter_async_context(
                 RoomService(
                     url,
@@ -356,6 +370,43 @@ class ModerationModule:
             session.meeting.reconciler.repair({session.id})  # an older one may have had to make room
         return None
 
+    # --- What LiveKit reports ------------------------------------------------------------------------------------
+
+    def take_webhooks_at(self, url: str) -> None:
+        """Have an embedded LiveKit report to `url`, unless a setting names another; before entering the module."""
+        self._webhook_url = self._webhook_url or url
+
+    async def receive_webhook(self, body: bytes, authorization: str) -> None:
+        """
+        Take note of what LiveKit reports. To be answered with 200 when this returns; what follows from it goes on.
+
+        Args:
+            body: Of the HTTP request, byte for byte.
+            authorization: Its header of that name.
+
+        Raises:
+            WebhookRefused: It is forged, too old, was here before, or cannot be read; to be answered with 401, or 400.
+        """
+        if self._webhooks is None:
+            raise RuntimeError("ModerationModule is used outside its `async with`")
+        try:
+            notice = self._webhooks.open(body, authorization)
+        except WebhookRefused as error:
+            metrics.WEBHOOKS.labels(error.reason).inc()
+            log.warning("webhook_refused", reason=error.reason)
+            raise
+        metrics.WEBHOOKS.labels("accepted").inc()
+        self._warns_of_missing_webhooks = False
+        if notice is not None:
+            meeting = self._meetings.get(room_of(notice.room))
+            if meeting is not None:
+                meeting.run_in_background(meeting.react(notice))
+
+    def _note_people_in_livekit(self) -> None:
+        if self._warns_of_missing_webhooks:
+            self._warns_of_missing_webhooks = False
+            log.warning("webhooks_missing", consequence=f"drift is repaired within {self._rules.sweep_s:g} s only")
+
     # --- Tokens --------------------------------------------------------------------------------------------------
 
     async def mint_credentials(self, session: Session) -> livekit.Credentials | None:
@@ -481,6 +532,7 @@ class ModerationModule:
                 self._rules,
                 clock=self._clock,
                 on_forgotten=lambda: self._on_forgotten(room),
+                on_people_in_livekit=self._note_people_in_livekit,
                 on_state_changed=lambda changed: self._on_state_changed(self._meeting(room), changed),
             )
             self._meetings[room] = meeting
@@ -543,7 +595,11 @@ class ModerationModule:
         settings = self.settings
         if settings.livekit_url and settings.livekit_api_key and settings.livekit_api_secret:
             return settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value()
-        server = EmbeddedServer(path=require(settings.livekit_server_path), on_restart=self._on_restart)
+        server = EmbeddedServer(
+            path=require(settings.livekit_server_path),
+            webhook_urls=() if self._webhook_url is None else (self._webhook_url,),
+            on_restart=self._on_restart,
+        )
         await stack.enter_async_context(server)
         return server.url, server.api_key, server.api_secret
 

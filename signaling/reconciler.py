@@ -12,20 +12,27 @@ import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_before_delay, wait_exponential
 
 from signaling import metrics
-from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove
+from signaling.core.bypasses import bypassing, unaccompanied
+from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
 from signaling.core.enforcement import allowable, call_for, is_exempt, must_wait, owner_of, plan, silencing
 from signaling.core.participants import Source
 from signaling.core.state import MeetingState
 from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
-from signaling.livekit.contract import MediaServer
+from signaling.livekit.contract import MediaServer, Notice
 
 log = structlog.get_logger(__name__)
 
 Place = tuple[LiveKitRoom, Identity]
+PICTURE_S: Final = 1.0
+"""How long the sound of a screen may be there before its picture."""
 _FIRST_RETRY_S: Final = 0.1
 _ROUNDS: Final = 3
 """Calls for one identity before LiveKit counts as contradicting itself."""
+
+
+async def _nothing() -> None:
+    """What is awaited when nobody wants to know."""
 
 
 class Reconciler:
@@ -37,10 +44,12 @@ class Reconciler:
 
     Args:
         read: The newest state of the meeting, a staged decision included.
-        before_sweep: Awaited before everything is compared.
+        before_sweep, after_sweep: Awaited before everything is compared, and after.
         remove_unknown: Whether people who never joined are removed, instead of being restricted like anyone.
         sweep_s: How often everything is compared, in seconds.
         on_change: Called when what is known of LiveKit, or of who is to be dealt with, may have changed.
+        on_drift: Called when LiveKit was set right: with whom it was wrong about, and what they may publish.
+        on_bypass: Called, perhaps more than once, with a track that gets round what holds, and whose it is.
     """
 
     def __init__(
@@ -52,10 +61,17 @@ class Reconciler:
         before_sweep: Callable[[], Awaitable[None]],
         remove_unknown: bool,
         sweep_s: float,
+        after_sweep: Callable[[], Awaitable[None]] = _nothing,
         on_change: Callable[[], None] = lambda: None,
+        on_drift: Callable[[Presence, tuple[Source, ...]], None] = lambda _found, _expected: None,
+        on_bypass: Callable[[Presence, Track], None] = lambda _presence, _track: None,
     ) -> None:
         self._room = room
+        self._after_sweep = after_sweep
         self._on_change = on_change
+        self._on_drift = on_drift
+        self._on_bypass = on_bypass
+        self._unaccompanied_since: dict[TrackSid, float] = {}
         self._media = media
         self._read = read
         self._before_sweep = before_sweep
@@ -428,6 +444,68 @@ class Reconciler:
             self._note(await self._media.allow(stopped, back))
         return Finding.STOPPED
 
+    # --- What LiveKit reports ------------------------------------------------------------------------------------
+
+    async def react(self, notice: Notice) -> None:
+        """
+        Make LiveKit agree about whom it has just reported something of; reports may come late, or in any order.
+
+        Whoever has answered no offer of LiveKit's is in the room and heard, though it never reports that they joined:
+        the track is then the first sign of them.
+        """
+        place = (notice.room, notice.identity)
+        known = self._roster.get(place)
+        is_known = known is not None and known.sid == notice.sid
+        match notice.kind:
+            case "participant_left":
+                if is_known:  # else it is an earlier session of theirs that is over
+                    self._drop(place)
+                return
+            case "participant_joined" if notice.presence is not None and not is_known:
+                self._note(notice.presence)
+            case "track_published" if known is not None and is_known and notice.track is not None:
+                others = tuple(track for track in known.tracks if track.sid != notice.track.sid)
+                self._note(replace(known, tracks=(*others, notice.track)))
+            case "track_published" if not await self._can_look_at(notice.room):
+                self.repair({await self._owner_of(notice.identity)})
+                return
+            case _:
+                pass
+        found = self._roster.get(place)
+        if found is None:
+            return
+        if await self.agree(place, Priority.REPAIR) is Finding.CHANGED:
+            await self._note_drift(found, notice.kind)
+        await self._look_for_bypasses([found])
+
+    async def _note_drift(self, found: Presence, cause: str) -> None:
+        metrics.REPAIRS.labels(cause).inc()
+        log.info("drift_repaired", room=found.room, participant=found.identity, cause=cause)
+        state = await self._read()
+        call = call_for(state, found, remove_unknown=self._remove_unknown)
+        self._on_drift(found, call.sources if isinstance(call, Allow) else ())
+
+    async def _look_for_bypasses(self, presences: Iterable[Presence]) -> None:
+        state, now = await self._read(), asyncio.get_running_loop().time()
+        for presence in presences:
+            for track in bypassing(state, presence):
+                self._on_bypass(presence, track)
+            for track in unaccompanied(state, presence):
+                since = self._unaccompanied_since.setdefault(track.sid, now)
+                if now >= since + PICTURE_S:
+                    self._on_bypass(presence, track)
+                elif since == now:
+                    # Just after the time, so that this look is not the one that comes too early.
+                    asyncio.get_running_loop().call_later(
+                        PICTURE_S * 1.01, self.repair, {owner_of(presence.identity, state)}
+                    )
+
+    async def _can_look_at(self, room: LiveKitRoom) -> bool:
+        try:
+            return room not in await self.look({room})
+        except MediaServerUnavailable:
+            return False
+
     # --- Sweeping ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -446,6 +524,8 @@ class Reconciler:
                 if is_sweep:
                     await self._attempt(self._before_sweep())
                 await self._attempt(self.go_over(None if is_sweep else frozenset(self._due)))
+                if is_sweep:
+                    await self._attempt(self._after_sweep())
             self._back_off()
 
     async def _attempt(self, work: Awaitable[None]) -> None:
@@ -489,7 +569,10 @@ class Reconciler:
         for place in [place for place in self._roster if place[0] in state.doomed]:
             self._drop(place)  # the whole room is about to be deleted
         silent = await self.look(rooms - state.doomed)
-        calls = plan(state, self._roster.values(), remove_unknown=self._remove_unknown, about=people)
+        listed = {track.sid for presence in self._roster.values() for track in presence.tracks}
+        self._unaccompanied_since = {sid: at for sid, at in self._unaccompanied_since.items() if sid in listed}
+        found = dict(self._roster)
+        calls = plan(state, found.values(), remove_unknown=self._remove_unknown, about=people)
         waiting = {
             owner_of(presence.identity, state)
             for presence in self._roster.values()
@@ -507,11 +590,15 @@ class Reconciler:
             if finding.is_failure:
                 failed.add(owner)
             elif finding is Finding.CHANGED:
-                if people is None and owner not in self._due:
-                    metrics.REPAIRS.inc()
-                    log.info("drift_repaired", room=call.room, participant=call.identity)
+                if people is None and owner not in self._due and (before := found.get((call.room, call.identity))):
+                    await self._note_drift(before, "sweep")
                 if owner in self._in_doubt:
                     self._in_doubt[owner] = None
+        await self._look_for_bypasses(
+            presence
+            for presence in self._roster.values()
+            if people is None or owner_of(presence.identity, state) in people
+        )
         self._note_due(waiting)  # until nobody else has the screen any more
         if not silent:
             # Whoever became due meanwhile is due for another look.

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, Final, Literal, TypeVar, assert_never
 from uuid import uuid4
 
 import structlog
@@ -19,25 +19,37 @@ from signaling.core.decisions import (
     FRESH_S,
     Announcement,
     AnyCommand,
+    Bypass,
     Conclusion,
     Decision,
     DepartUnlessBack,
     End,
     Expire,
     NoteRoomDeleted,
+    NoteUnmutedAgain,
     Refusal,
     conclude,
     decide,
     mute_announcements,
+    to_moderators,
 )
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
-from signaling.core.enforcement import is_exempt, is_stranger, must_wait, owner_of, plan, silencing, strangers
+from signaling.core.enforcement import (
+    is_exempt,
+    is_stranger,
+    must_wait,
+    owner_of,
+    plan,
+    silencing,
+    strangers,
+    unmuted_again,
+)
 from signaling.core.participants import Source
-from signaling.core.policy import publishable, stricter
-from signaling.core.state import MeetingState, Popouts, apply, new_meeting
+from signaling.core.policy import is_service, publishable, stricter
+from signaling.core.state import BypassNoted, MeetingState, Popouts, apply, new_meeting
 from signaling.errors import MediaServerError, MediaServerUnavailable, StoreError
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
-from signaling.livekit.contract import MediaServer
+from signaling.livekit.contract import MediaServer, Notice
 from signaling.messages import moderation
 from signaling.reconciler import Place, Reconciler
 from signaling.stores.contract import AuditEntry, Record, Store
@@ -103,6 +115,7 @@ class Meeting:
     Args:
         clock: Seconds since the epoch.
         on_forgotten: Called when the meeting is over and nothing of it is kept any more.
+        on_people_in_livekit: Called before each sweep, if LiveKit has listed anybody before.
         on_state_changed: Called with what watchers are to be told.
 
     Attributes:
@@ -119,6 +132,7 @@ class Meeting:
         *,
         clock: Callable[[], float] = time.time,
         on_forgotten: Callable[[], None] = lambda: None,
+        on_people_in_livekit: Callable[[], None] = lambda: None,
         on_state_changed: Callable[[moderation.StateChanged], None] = lambda _: None,
     ) -> None:
         self.room = room
@@ -128,6 +142,7 @@ class Meeting:
         self._rules = rules
         self._clock = clock
         self._on_forgotten = on_forgotten
+        self._on_people_in_livekit = on_people_in_livekit
         self._on_state_changed = on_state_changed
         self._writing = asyncio.Lock()
         self._opening = asyncio.Lock()
@@ -145,12 +160,17 @@ class Meeting:
             room,
             media,
             self.effective_state,
-            before_sweep=self.finish_staged,
+            before_sweep=self._before_sweep,
+            after_sweep=self._after_sweep,
+            on_drift=self._on_drift,
+            on_bypass=self._on_bypass,
             remove_unknown=rules.remove_unknown,
             sweep_s=rules.sweep_s,
             on_change=self._show_soon,
         )
         self._shown = Shown(self.reconciler)
+        self._bypasses: dict[TrackSid, BypassNoted] = {}
+        self._strangers_told: set[ParticipantId] = set()
 
     # --- Reading -------------------------------------------------------------------------------------------------
 
@@ -168,7 +188,8 @@ class Meeting:
         if self._effective is None or self._effective[0] is not record:
             # Read before and after each call: for everybody in a room, while one decision is carried out.
             self._effective = record, record.effective
-        return self._effective[1]
+        state = self._effective[1]
+        return apply(state, self._bypasses.values()) if self._bypasses else state
 
     def sources_for_token(self, record: Record, participant: ParticipantId) -> tuple[Source, ...]:
         """What a token may allow now; while a decision is staged, what it allows is looked at again after the turn."""
@@ -553,6 +574,61 @@ class Meeting:
             places.add((room, Identity(participant)))
         return asyncio.gather(*(self.reconciler.remove(place, participant) for place in sorted(places)))
 
+    async def _before_sweep(self) -> None:
+        if any(True for _ in self.reconciler.roster):
+            self._on_people_in_livekit()
+        await self.finish_staged()
+
+    async def _after_sweep(self) -> None:
+        """Tell moderators what the look at everybody has shown beside drift."""
+        state = await self.effective_state()
+        again = unmuted_again(state, self.reconciler.roster, self._clock())
+        if again:
+            await self.commit_now(CONTROLLER, NoteUnmutedAgain(again))
+        unknown = {
+            ParticipantId(presence.identity)
+            for presence in self.reconciler.roster
+            if is_stranger(state, presence) and not is_service(presence)
+        }
+        events = [moderation.UnknownParticipant(identity=who) for who in sorted(unknown - self._strangers_told)]
+        self._strangers_told = unknown
+        if events:
+            await self._announce([to_moderators(state, event) for event in events])
+
+    def _on_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
+        self.run_in_background(self._tell_of_drift(found, expected))
+
+    async def _tell_of_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
+        state = await self.effective_state()
+        repaired = moderation.DriftRepaired(
+            participant=found.identity,
+            found=tuple(source.value for source in found.permission.allowed()),
+            expected=tuple(source.value for source in expected),
+        )
+        announcements = [to_moderators(state, repaired)]
+        who = ParticipantId(found.identity)
+        if is_stranger(state, found) and not is_service(found) and who not in self._strangers_told:
+            self._strangers_told.add(who)
+            announcements.append(to_moderators(state, moderation.UnknownParticipant(identity=who)))
+        await self._announce(announcements)
+
+    def _on_bypass(self, presence: Presence, track: Track) -> None:
+        if track.source is not None and track.sid not in self._bypasses:
+            self.run_in_background(self._stop_bypass(presence, track, track.source))
+
+    async def _stop_bypass(self, presence: Presence, track: Track, source: Source) -> None:
+        """Take the source away at once; what follows from it is decided when the meeting's turn comes."""
+        media: Literal["audio", "video"] = "audio" if track.is_sound else "video"
+        who = owner_of(presence.identity, await self.effective_state())
+        self._bypasses[track.sid] = BypassNoted(who, source, track.sid, media)
+        try:
+            await self.reconciler.agree((presence.room, presence.identity), Priority.REPAIR)
+            metrics.BYPASSES.inc()
+            log.warning("bypass_stopped", room=self.room, participant=who, track_sid=track.sid, source=source.value)
+            await self.take_turn(CONTROLLER, Bypass(who, source, track.sid, media), new_command_id())
+        finally:
+            del self._bypasses[track.sid]
+
     # --- After a crash -------------------------------------------------------------------------------------------
 
     async def finish_staged(self) -> None:
@@ -587,6 +663,15 @@ class Meeting:
         if room in (await self.record()).state.doomed:
             await self._delete_room(room)
         await self._media.ensure_room(room)
+
+    async def react(self, notice: Notice) -> None:
+        """Do what follows from something that LiveKit has reported."""
+        if notice.kind != "room_finished":
+            await self.reconciler.react(notice)
+            return
+        self._media.forget_rooms(notice.room)
+        if notice.room in (await self.effective_state()).rooms_in_use():
+            await self.restore_rooms()
 
     async def restore_rooms(self) -> None:
         """Make all rooms in use again after LiveKit was gone; clients give up soon."""

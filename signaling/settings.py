@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     livekit_api_secret: SecretStr | None = None
     livekit_public_url: Annotated[str, _url_with("ws", "wss")] | None = None
     livekit_server_path: Path | None = None
+    moderation_webhook_url: Annotated[str, _url_with("http", "https")] | None = None
     moderation_store_url: str = "memory:"
     moderation_screen_share_requires_permission: bool = False
     moderation_unknown_participants: Literal["restrict", "remove"] = "restrict"

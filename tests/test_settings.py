@@ -32,6 +32,7 @@ MODULE: dict[str, tuple[Any, str, Any, Any, Any]] = {
     "moderation_livekit_timeout_s": (2, "1.5", 2.5, 3, float),
     "moderation_livekit_calls_per_room": (8, "1", 2, 3, int),
     "moderation_audit_entries": (10_000, "1", 2, 3, int),
+    "moderation_webhook_url": (None, "http://a.example.org/x", "https://b.example.org/x", "http://[::1]:1/x", None),
     "moderation_store_url": ("memory:", "sqlite:///a", "sqlite:///b", "sqlite:///c", None),
 }
 SERVER: dict[str, tuple[Any, str, Any, Any, Any]] = {

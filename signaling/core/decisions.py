@@ -774,7 +774,7 @@ def conclude(
         *_rights_announcements(state, after, decision),
     ]
     if decision.is_action:
-        announcements.append(_to_moderators(after, _action_taken(decision, outcomes)))
+        announcements.append(to_moderators(after, _action_taken(decision, outcomes)))
     return Conclusion(
         state=after,
         announcements=tuple(replace(announcement, cause=decision.command_id) for announcement in announcements),
@@ -800,7 +800,8 @@ def mute_announcements(
     yield Announcement(person, muted)
 
 
-def _to_moderators(state: MeetingState, event: Event) -> Announcement:
+def to_moderators(state: MeetingState, event: Event) -> Announcement:
+    """For everybody who may command now."""
     return Announcement(Only(frozenset(state.moderators())), event)
 
 
@@ -943,10 +944,10 @@ def _announce(
             stopped = moderation.BypassStopped(
                 participant=participant, track_sid=track, declared=source.value, media=media
             )
-            yield _to_moderators(after, stopped)
+            yield to_moderators(after, stopped)
         case MutesForgotten(participants):
             for participant in sorted(participants & before.mutes.keys()):
-                yield _to_moderators(after, moderation.UnmutedAgain(participant=participant))
+                yield to_moderators(after, moderation.UnmutedAgain(participant=participant))
         case _:
             pass  # nobody is told of it by an event of its own
 

@@ -56,6 +56,7 @@ class Presence:
     An identity in a LiveKit room.
 
     Attributes:
+        sid: LiveKit's id of this session of theirs.
         is_hidden: Nobody sees them, or they are a recorder, by their permission.
     """
 
@@ -65,6 +66,7 @@ class Presence:
     tracks: tuple[Track, ...] = ()
     kind: LiveKitKind = LiveKitKind.STANDARD
     is_hidden: bool = False
+    sid: str = ""
 
     def tracks_of(self, sources: frozenset[Source]) -> tuple[Track, ...]:
         """The tracks that they say are of these sources."""

@@ -2,11 +2,35 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
-from signaling.core.effects import Presence, Priority
+from signaling.core.effects import Presence, Priority, Track
 from signaling.core.participants import Source
 from signaling.identifiers import Identity, LiveKitRoom, TrackSid
+
+NoticeKind = Literal["participant_joined", "participant_left", "track_published", "room_finished"]
+NOBODY: Final = Identity("")
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """
+    Something that happened in a LiveKit room.
+
+    Attributes:
+        identity: Whom it is about; empty for a room.
+        sid: LiveKit's id of their session.
+        presence: With `participant_joined`: what LiveKit lets them do, as of then.
+        track: With `track_published`.
+    """
+
+    kind: NoticeKind
+    room: LiveKitRoom
+    identity: Identity = NOBODY
+    sid: str = ""
+    presence: Presence | None = None
+    track: Track | None = None
 
 
 class MediaServer(Protocol):
@@ -34,8 +58,8 @@ class MediaServer(Protocol):
     async def ensure_room(self, room: LiveKitRoom) -> None:
         """Make sure that the room is there. Costs a call only when that is not known; many who ask at once share it."""
 
-    def forget_rooms(self) -> None:
-        """What was known of rooms is known no longer."""
+    def forget_rooms(self, *rooms: LiveKitRoom) -> None:
+        """What was known of these rooms is known no longer; of all of them, if none is named."""
 
     async def delete_room(self, room: LiveKitRoom) -> None:
         """End a room for everybody in it. One that is gone already is fine."""

@@ -19,8 +19,8 @@ from livekit.protocol import room as protocol
 from tenacity import AsyncRetrying, retry_if_exception, wait_exponential
 
 from signaling import metrics
-from signaling.core.effects import Permission, Presence, Priority, Track
-from signaling.core.participants import LiveKitKind, Source
+from signaling.core.effects import Presence, Priority
+from signaling.core.participants import Source
 from signaling.errors import (
     MediaServerError,
     MediaServerRejected,
@@ -32,6 +32,7 @@ from signaling.errors import (
 from signaling.identifiers import Identity, LiveKitRoom, TrackSid
 from signaling.livekit.contract import MediaServer
 from signaling.livekit.pace import Pace
+from signaling.livekit.roster import SOURCE_NUMBERS, presence_of
 
 log = structlog.get_logger(__name__)
 Request = TypeVar("Request")
@@ -42,24 +43,6 @@ ROOM_TIMEOUT_S: Final = 86_400
 _TOKEN_LIFETIME_S: Final = 3_600
 _LIVEKIT_SHARE: Final = 0.75
 """Of our deadline; LiveKit's own waits for a node that answers for a participant end before ours does."""
-
-_SOURCES: Final = MappingProxyType(
-    {
-        models.TrackSource.CAMERA: Source.CAMERA,
-        models.TrackSource.MICROPHONE: Source.MICROPHONE,
-        models.TrackSource.SCREEN_SHARE: Source.SCREEN_SHARE,
-        models.TrackSource.SCREEN_SHARE_AUDIO: Source.SCREEN_SHARE_AUDIO,
-    }
-)
-_NUMBERS: Final = MappingProxyType({source: number for number, source in _SOURCES.items()})
-_KINDS: Final = MappingProxyType(
-    {
-        models.ParticipantInfo.Kind.INGRESS: LiveKitKind.INGRESS,
-        models.ParticipantInfo.Kind.EGRESS: LiveKitKind.EGRESS,
-        models.ParticipantInfo.Kind.AGENT: LiveKitKind.AGENT,
-        models.ParticipantInfo.Kind.SIP: LiveKitKind.SIP,
-    }
-)
 
 NOBODY_ANSWERED: Final = frozenset({"unavailable", "canceled", "deadline_exceeded"})
 """Twirp's codes for: LiveKit is there, but found nobody in it who would answer for that room or participant."""
@@ -200,9 +183,11 @@ class RoomService(MediaServer):
             raise MediaServerUnavailable("the connection to LiveKit was closed")
         known.result()
 
-    def forget_rooms(self) -> None:
-        """What was known of rooms is known no longer."""
-        self._rooms = {room: task for room, task in self._rooms.items() if not task.done()}
+    def forget_rooms(self, *rooms: LiveKitRoom) -> None:
+        """What was known of these rooms is known no longer; of all of them, if none is named."""
+        self._rooms = {
+            room: task for room, task in self._rooms.items() if not task.done() or (rooms and room not in rooms)
+        }
 
     async def delete_room(self, room: LiveKitRoom) -> None:
         """End a room for everybody in it."""
@@ -231,20 +216,20 @@ class RoomService(MediaServer):
             except ParticipantGone as error:
                 raise RoomGone(str(error)) from error
         gone = models.ParticipantInfo.State.DISCONNECTED
-        return tuple(_presence(room, info) for info in answer.participants if info.state != gone)
+        return tuple(presence_of(room, info) for info in answer.participants if info.state != gone)
 
     async def allow(self, presence: Presence, sources: tuple[Source, ...]) -> Presence:
         """Let somebody publish these sources and no others."""
         permission = models.ParticipantPermission.FromString(presence.permission.whole)
         permission.can_publish = bool(sources)
         permission.ClearField("can_publish_sources")
-        permission.can_publish_sources.extend(_NUMBERS[source] for source in sources)
+        permission.can_publish_sources.extend(SOURCE_NUMBERS[source] for source in sources)
         request = protocol.UpdateParticipantRequest(
             room=presence.room, identity=presence.identity, permission=permission
         )
         client = self._client(presence.room)
         info = await self._call("UpdateParticipant", presence.room, client.update_participant, request)
-        return _presence(presence.room, info)
+        return presence_of(presence.room, info)
 
     async def mute(self, room: LiveKitRoom, identity: Identity, track: TrackSid) -> None:
         """Mute a track."""
@@ -379,27 +364,3 @@ class RoomService(MediaServer):
 def _nobody_answered(error: MediaServerError) -> bool:
     """Whether this is LiveKit's not having found, in time, whom it asked; unlike a plain "there is none"."""
     return isinstance(error.__cause__, ServerError) and error.__cause__.code in NOBODY_ANSWERED
-
-
-def _presence(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
-    permission = info.permission
-    return Presence(
-        room=room,
-        identity=Identity(info.identity),
-        permission=Permission(
-            can_publish=permission.can_publish,
-            sources=tuple(_SOURCES.get(source) for source in permission.can_publish_sources),
-            whole=permission.SerializeToString(),
-        ),
-        tracks=tuple(
-            Track(
-                sid=TrackSid(track.sid),
-                source=_SOURCES.get(track.source),
-                muted=track.muted,
-                is_sound=track.mime_type.startswith("audio/") or track.type == models.TrackType.AUDIO,
-            )
-            for track in info.tracks
-        ),
-        kind=_KINDS.get(info.kind, LiveKitKind.STANDARD),
-        is_hidden=permission.hidden or permission.recorder,
-    )

@@ -10,21 +10,24 @@ import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from signaling.errors import StoreError
+from signaling import metrics
+from signaling.errors import StoreError, WebhookRefused
 from signaling.module import ModerationModule
 from signaling.server.addresses import cannot_listen, url_of
 from signaling.settings import HostPort
 
 log = structlog.get_logger(__name__)
 
-MAX_BODY_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 256 * 1024
+"""LiveKit's webhooks hold the metadata of a participant and of a room, 64 KiB each at most."""
+WEBHOOK_PATH: Final = "/livekit/webhook"
 _STORE_TIMEOUT_S: Final = 2
 _SHUTDOWN_S: Final = 1
 
 
 class InternalServer:
     """
-    `/healthz`, `/readyz` and `/metrics`, from entering to leaving its `async with`.
+    `/healthz`, `/readyz`, `/metrics` and LiveKit's webhooks, from entering to leaving its `async with`.
 
     Args:
         is_listening: Whether clients may connect.
@@ -46,6 +49,7 @@ class InternalServer:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
+                web.post(WEBHOOK_PATH, self._webhook),
             ]
         )
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
@@ -98,6 +102,19 @@ class InternalServer:
             log.warning("store_failed", error=str(error) or "no answer in time")
             return False
         return True
+
+    async def _webhook(self, request: web.Request) -> web.Response:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            metrics.WEBHOOKS.labels("oversized").inc()
+            return web.json_response({"error": "oversized"}, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        try:
+            await self._module.receive_webhook(body, request.headers.get("Authorization", ""))
+        except WebhookRefused as error:
+            status = HTTPStatus.BAD_REQUEST if error.reason == "unparsable" else HTTPStatus.UNAUTHORIZED
+            return web.json_response({"error": error.reason}, status=status)
+        return web.json_response({})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

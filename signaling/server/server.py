@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from signaling.module import ModerationModule
-from signaling.server.internal import InternalServer
+from signaling.server.internal import WEBHOOK_PATH, InternalServer
 from signaling.server.websocket import Timing, WebSocketServer
 from signaling.settings import ServerSettings
 
@@ -41,6 +41,7 @@ class ModerationServer:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._internal)
             if self._owns_module:
+                self.module.take_webhooks_at(f"{self._internal.url}{WEBHOOK_PATH}")
                 await stack.enter_async_context(self.module)
             await stack.enter_async_context(self._websocket)
             self._stack = stack.pop_all()

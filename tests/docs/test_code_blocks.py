@@ -229,14 +229,15 @@ def test_toml_is_a_configuration(block: Block, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", chosen("yaml"))
-async def test_yaml_is_how_the_embedded_server_is_configured(block: Block) -> None:
+async def test_yaml_is_a_configuration_of_livekit(block: Block) -> None:
     config = yaml.safe_load(block.text)
-    # What is picked at random.
+    if "port" not in config:
+        async with EmbeddedServer(path=require(None), extra_config=config):  # it refuses what it does not know
+            return
+    # A whole one is that of the embedded server, but for what is picked at random.
     assert isinstance(config.pop("port"), int)
     assert isinstance(config["rtc"].pop("udp_port"), int)
     assert len(config.pop("keys").popitem()[1]) >= 32
-    async with EmbeddedServer(path=require(None), extra_config=config):  # it refuses what it does not know
-        pass
     async with EmbeddedServer(path=require(None)) as server:
         own: dict[str, Any] = {**server._config()}
     own["rtc"] = {name: value for name, value in own["rtc"].items() if name != "udp_port"}

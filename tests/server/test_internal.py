@@ -4,11 +4,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
-from signaling import ModerationModule, StoreError
+from signaling import ModerationModule, Participant, StoreError, metrics
+from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
-from signaling.server import internal
-from tests.server.hosting import Hosted, hosted
+from signaling.server import ModerationServer, internal, make_ticket
+from signaling.settings import ServerSettings
+from signaling.testing import SignalingClient, SignalOnlyParticipant
+from signaling.testing.webhooks import sign_webhook
+from tests.meeting_on_fake import until
+from tests.server.hosting import FREE, ROOM, Hosted, hosted
+from tests.server.keys import SECRET
 
 
 @pytest.fixture
@@ -98,3 +105,46 @@ async def test_nothing_else_is_there(door: Hosted, http: aiohttp.ClientSession) 
             assert response.status == 404
     async with http.post(f"{door.server.internal_url}/healthz", data=b"x") as response:
         assert response.status == 405
+
+
+@pytest.mark.parametrize(
+    ("body", "is_signed", "answer"),
+    [
+        (b"{}", False, (401, {"error": "forged"})),
+        (b"{", True, (400, {"error": "unparsable"})),
+        (b"{}", True, (401, {"error": "stale"})),
+        (b" " * (internal.MAX_BODY_BYTES + 1), True, (413, {"error": "oversized"})),
+    ],
+)
+async def test_a_webhook_that_is_none_is_refused_and_counted(
+    livekit: EmbeddedServer,
+    host: Hosted,
+    http: aiohttp.ClientSession,
+    body: bytes,
+    is_signed: bool,  # noqa: FBT001 - a case
+    answer: tuple[int, dict[str, str]],
+) -> None:
+    headers = {"Authorization": sign_webhook(body, livekit.api_key, livekit.api_secret)} if is_signed else {}
+    url = f"{host.server.internal_url}/livekit/webhook"
+    async with http.post(url, data=body, headers=headers) as response:
+        assert (response.status, await response.json()) == answer
+    async with http.get(f"{host.server.internal_url}/metrics") as response:
+        assert f'moderation_webhooks_total{{result="{answer[1]["error"]}"}}' in await response.text()
+
+
+async def test_the_embedded_livekit_reports_by_itself() -> None:
+    before = accepted_webhooks()
+    ticket = make_ticket(SECRET, "HS256", Participant(ParticipantId("bob")), ROOM)
+    with capture_logs() as logs:
+        async with (
+            ModerationServer(ServerSettings(**FREE | {"moderation_sweep_s": 0.05})) as server,
+            SignalingClient(server.signaling_url, ticket) as bob,
+        ):
+            token = (await bob.join())["livekit"]["token"]
+            async with await SignalOnlyParticipant.connect(server.livekit_url, token):
+                await until(lambda: accepted_webhooks() > before)
+    assert "webhooks_missing" not in [line["event"] for line in logs]
+
+
+def accepted_webhooks() -> float:
+    return float(metrics.WEBHOOKS.labels("accepted")._value.get())

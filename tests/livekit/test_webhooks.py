@@ -1,0 +1,147 @@
+import base64
+import itertools
+import time
+from typing import Any
+
+import jwt
+import pytest
+from google.protobuf.json_format import MessageToJson
+from hypothesis import given
+from hypothesis import strategies as st
+from livekit.protocol import models
+from livekit.protocol.webhook import WebhookEvent
+
+from signaling.core.participants import Source
+from signaling.errors import WebhookRefused
+from signaling.livekit.webhooks import LEEWAY_S, MAX_AGE_S, Webhooks
+from signaling.testing.webhooks import sign_webhook
+
+KEY, SECRET = "key", "a secret of at least thirty-two bytes"
+
+
+_numbers = itertools.count(1)
+
+
+def body_of(
+    event: str,
+    participant: models.ParticipantInfo | None = None,
+    **fields: Any,  # noqa: ANN401 - of the event
+) -> bytes:
+    """The body of a new one."""
+    fields = {"id": f"EV_{next(_numbers)}", "created_at": int(time.time()), **fields}
+    event_of_it = WebhookEvent(event=event, room=models.Room(name="standup"), participant=participant, **fields)
+    return MessageToJson(event_of_it).encode()
+
+
+class Clock:
+    now = float(int(time.time()))
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def webhooks(clock: Clock) -> Webhooks:
+    return Webhooks(KEY, SECRET, clock=clock)
+
+
+def refusal(webhooks: Webhooks, body: bytes, authorization: str | None = None) -> str:
+    with pytest.raises(WebhookRefused) as refused:
+        webhooks.open(body, sign_webhook(body, KEY, SECRET) if authorization is None else authorization)
+    return refused.value.reason
+
+
+def test_who_joined_is_read_with_what_they_may_do(webhooks: Webhooks) -> None:
+    permission = models.ParticipantPermission(can_publish=True, can_publish_sources=["CAMERA"])
+    body = body_of(
+        "participant_joined", participant=models.ParticipantInfo(sid="PA_1", identity="bob", permission=permission)
+    )
+    notice = webhooks.open(body, sign_webhook(body, KEY, SECRET))
+    assert notice is not None
+    assert (notice.kind, notice.room, notice.identity, notice.sid) == ("participant_joined", "standup", "bob", "PA_1")
+    assert notice.presence is not None
+    assert notice.presence.permission.allows_exactly((Source.CAMERA,))
+
+
+def test_a_published_track_is_read_with_its_source_and_what_it_really_is(webhooks: Webhooks) -> None:
+    track = models.TrackInfo(sid="TR_1", source="CAMERA", type="VIDEO", mime_type="audio/opus")
+    body = body_of("track_published", participant=models.ParticipantInfo(sid="PA_1", identity="bob"), track=track)
+    notice = webhooks.open(body, f"Bearer {sign_webhook(body, KEY, SECRET)}")
+    assert notice is not None
+    assert notice.track is not None
+    assert (notice.track.source, notice.track.is_sound) == (Source.CAMERA, True)
+
+
+@pytest.mark.parametrize(
+    "event", ["room_started", "track_unpublished", "participant_connection_aborted", "", "new_kind"]
+)
+def test_from_other_events_nothing_follows(webhooks: Webhooks, event: str) -> None:
+    body = body_of(event, participant=models.ParticipantInfo(identity="bob"))
+    assert webhooks.open(body, sign_webhook(body, KEY, SECRET)) is None
+
+
+def test_a_participant_without_identity_is_nobody(webhooks: Webhooks) -> None:
+    body = body_of("participant_joined")
+    assert webhooks.open(body, sign_webhook(body, KEY, SECRET)) is None
+
+
+def test_what_another_key_signed_is_forged(webhooks: Webhooks) -> None:
+    body = body_of("room_finished")
+    assert refusal(webhooks, body, sign_webhook(body, KEY, "another secret of thirty-two bytes or so")) == "forged"
+    assert refusal(webhooks, body, sign_webhook(body, "another", SECRET)) == "forged"
+    assert refusal(webhooks, body + b" ", sign_webhook(body, KEY, SECRET)) == "forged"
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer x.y.z", "é", "x" * 10_000])
+def test_without_a_signature_it_is_forged(webhooks: Webhooks, authorization: str) -> None:
+    assert refusal(webhooks, body_of("room_finished"), authorization) == "forged"
+
+
+@pytest.mark.parametrize("sha256", [None, "", "not base64!", 5, base64.b64encode(b"short").decode()])
+def test_a_token_of_ours_that_does_not_sign_this_body_is_no_signature(webhooks: Webhooks, sha256: object) -> None:
+    claims = {"iss": KEY, "exp": time.time() + 60, "sha256": sha256}
+    assert refusal(webhooks, body_of("room_finished"), jwt.encode(claims, SECRET)) == "forged"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"event": 5}', b"[" * 100_000])
+def test_what_is_no_event_is_unparsable(webhooks: Webhooks, body: bytes) -> None:
+    assert refusal(webhooks, body) == "unparsable"
+
+
+def test_each_is_used_once(webhooks: Webhooks, clock: Clock) -> None:
+    body = body_of("room_finished", created_at=int(clock.now))
+    authorization = sign_webhook(body, KEY, SECRET)
+    assert webhooks.open(body, authorization) is not None
+    assert refusal(webhooks, body, authorization) == "replayed"
+    assert refusal(webhooks, body_of("room_finished", id="")) == "replayed"
+
+
+@pytest.mark.parametrize(
+    ("age_s", "is_stale"), [(MAX_AGE_S, False), (MAX_AGE_S + 1, True), (-LEEWAY_S, False), (-LEEWAY_S - 1, True)]
+)
+def test_too_old_ones_are_refused(webhooks: Webhooks, clock: Clock, age_s: int, is_stale: bool) -> None:  # noqa: FBT001
+    body = body_of("room_finished", created_at=int(clock.now) - age_s)
+    if is_stale:
+        assert refusal(webhooks, body) == "stale"
+    else:
+        assert webhooks.open(body, sign_webhook(body, KEY, SECRET)) is not None
+
+
+def test_ids_are_forgotten_when_they_are_too_old_to_come_again(webhooks: Webhooks, clock: Clock) -> None:
+    for _ in range(3):
+        body = body_of("room_finished", created_at=int(clock.now))
+        webhooks.open(body, sign_webhook(body, KEY, SECRET))
+        clock.now += MAX_AGE_S + LEEWAY_S + 1
+        assert len(webhooks._seen) == 1
+        assert refusal(webhooks, body) == "stale"
+        assert len(webhooks._seen) == 0
+
+
+@given(st.binary(max_size=200), st.text(max_size=200))
+def test_whatever_comes_is_refused_and_breaks_nothing(body: bytes, authorization: str) -> None:
+    assert refusal(Webhooks(KEY, SECRET), body, authorization) == "forged"

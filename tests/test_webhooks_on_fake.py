@@ -1,0 +1,278 @@
+"""What follows from LiveKit's webhooks, on the fake RoomService: no sweep helps here."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+from livekit.protocol import models
+from structlog.testing import capture_logs
+
+from signaling import Role, WebhookRefused
+from signaling.testing.fake_room_service import Change, FakeRoomService
+from signaling.testing.webhooks import sign_webhook, webhook_of
+from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
+
+
+class Post:
+    """Webhooks on their way to the module."""
+
+    def __init__(self, meeting: MeetingOnFake) -> None:
+        self._meeting = meeting
+        self.waiting: list[bytes] = []
+        meeting.fake.observe(self._collect)
+
+    def _collect(self, change: Change) -> None:
+        body = webhook_of(change)
+        if body is not None:
+            self.waiting.append(body)
+
+    async def deliver(self, body: bytes) -> None:
+        fake = self._meeting.fake
+        await self._meeting.module.receive_webhook(body, sign_webhook(body, fake.api_key, fake.api_secret))
+
+    async def deliver_all(self, in_order: Callable[[list[bytes]], list[bytes]] = lambda bodies: bodies) -> None:
+        bodies, self.waiting = self.waiting, []
+        for body in in_order(bodies):
+            await self.deliver(body)
+
+
+@pytest.fixture
+def post(meeting: MeetingOnFake) -> Post:
+    return Post(meeting)
+
+
+async def restricted(meeting: MeetingOnFake) -> tuple[Person, Person, str]:
+    """Alice has restricted Bob, who has the token of before."""
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    assert not meeting.may(bob)
+    meeting.fake.calls.clear()
+    return alice, bob, bob.token
+
+
+async def test_an_old_token_that_returns_costs_one_call(meeting: MeetingOnFake, post: Post) -> None:
+    _, bob, old_token = await restricted(meeting)
+    meeting.enter(bob, old_token)
+    assert meeting.may(bob)
+    await post.deliver_all()
+    await until(lambda: not meeting.may(bob))
+    assert [call.method for call in meeting.fake.calls] == ["UpdateParticipant"]
+
+
+async def test_who_joins_as_they_should_costs_none(meeting: MeetingOnFake, post: Post) -> None:
+    _, _, _ = await restricted(meeting)
+    carol = await meeting.join("carol")
+    meeting.fake.publish(ROOM, "carol", "camera")
+    meeting.fake.calls.clear()
+    await post.deliver_all()
+    await meeting.join("dave")  # by then what followed from it has happened
+    assert meeting.calls("UpdateParticipant") == []
+    assert meeting.calls("ListParticipants") == []
+    assert not meeting.may(carol)
+
+
+async def test_who_never_becomes_active_is_found_by_their_track(meeting: MeetingOnFake, post: Post) -> None:
+    _, bob, old_token = await restricted(meeting)
+    meeting.fake.join(ROOM, "bob", token=old_token, state=models.ParticipantInfo.JOINED)
+    meeting.fake.publish(ROOM, "bob", "microphone")
+    await post.deliver_all()
+    await until(lambda: not meeting.may(bob))
+    assert meeting.fake.participant(ROOM, "bob").tracks == []
+
+
+async def test_a_second_session_is_removed(meeting: MeetingOnFake, post: Post) -> None:
+    await restricted(meeting)
+    meeting.fake.join(ROOM, "bob#x")
+    await post.deliver_all()
+    await until(lambda: "bob#x" not in meeting.fake.permissions(ROOM))
+
+
+async def test_somebody_who_never_joined_is_restricted_like_anyone(meeting: MeetingOnFake, post: Post) -> None:
+    await restricted(meeting)
+    meeting.fake.join(ROOM, "stranger")
+    await post.deliver_all()
+    await until(lambda: not meeting.fake.may_publish(ROOM, "stranger", "microphone"))
+
+
+async def test_the_end_of_an_earlier_session_is_not_the_end_of_the_newer_one(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, old_token = await restricted(meeting)
+    await alice.send("disable_microphone_restrictions")
+    meeting.enter(bob, old_token)
+    await post.deliver_all(lambda bodies: list(reversed(bodies)))
+    meeting.fake.calls.clear()
+    with meeting.fake.refuse("internal", method="ListParticipants"):
+        meeting.fake.publish(ROOM, "bob", "microphone")
+        await post.deliver_all()  # nobody need be looked up: the newer session is known
+    assert meeting.calls("ListParticipants") == []
+
+
+async def test_a_room_that_livekit_has_finished_is_made_again(meeting: MeetingOnFake, post: Post) -> None:
+    await restricted(meeting)
+    meeting.fake.close_room(ROOM)
+    assert ROOM not in meeting.fake.rooms
+    await post.deliver_all()
+    await until(lambda: ROOM in meeting.fake.rooms)
+
+
+async def test_a_look_that_fails_is_made_up_for(meeting: MeetingOnFake, post: Post) -> None:
+    _, bob, old_token = await restricted(meeting)
+    meeting.fake.join(ROOM, "bob", token=old_token, state=models.ParticipantInfo.JOINED)
+    meeting.fake.publish(ROOM, "bob", "microphone")
+    with meeting.fake.refuse("internal", method="ListParticipants", times=1):
+        await post.deliver_all()
+        await until(lambda: not meeting.may(bob))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_lost_doubled_and_reordered_ones_leave_nothing_wrong_after_a_sweep(
+    fake: FakeRoomService, seed: int
+) -> None:
+    rng = random.Random(seed)  # noqa: S311 - no secret
+
+    def mangle(bodies: list[bytes]) -> list[bytes]:
+        kept = [body for body in bodies if rng.random() < 0.7]
+        rng.shuffle(kept)
+        return kept
+
+    async with meeting_on_fake(fake, moderation_sweep_s=0.2) as meeting:
+        post = Post(meeting)
+        _, bob, old_token = await restricted(meeting)
+        for _ in range(10):
+            meeting.enter(bob, rng.choice([old_token, bob.token]))
+            if meeting.may(bob):
+                meeting.fake.publish(ROOM, "bob", "microphone")
+            twice = post.waiting[:1]
+            await post.deliver_all(mangle)
+            for body in twice:
+                try:
+                    await post.deliver(body)
+                except WebhookRefused as refused:
+                    assert refused.reason == "replayed"  # noqa: PT017 - it may have been lost instead
+        await until(lambda: not meeting.may(bob))
+        assert meeting.fake.participant(ROOM, "bob").tracks == []
+
+
+async def test_webhooks_of_meetings_that_are_not_here_are_of_no_consequence(meeting: MeetingOnFake, post: Post) -> None:
+    meeting.fake.create_room("elsewhere:blue")
+    meeting.fake.join("elsewhere:blue", "somebody")
+    await post.deliver_all()
+    assert meeting.fake.calls == []
+
+
+async def test_none_at_all_is_warned_of_once(fake: FakeRoomService) -> None:
+    with capture_logs() as logs:
+        async with meeting_on_fake(fake, moderation_sweep_s=0.02) as meeting:
+            await meeting.join("bob")
+            await until(lambda: len(meeting.calls("ListParticipants")) >= 6)
+    warned = [line for line in logs if line["event"] == "webhooks_missing"]
+    assert len(warned) == 1
+
+
+async def test_after_the_first_nothing_is_warned_of(fake: FakeRoomService) -> None:
+    with capture_logs() as logs:
+        async with meeting_on_fake(fake, moderation_sweep_s=0.02) as meeting:
+            post = Post(meeting)
+            await meeting.join("bob")
+            await post.deliver_all()
+            await until(lambda: len(meeting.calls("ListParticipants")) >= 6)
+    assert not [line for line in logs if line["event"] == "webhooks_missing"]
+
+
+# --- What moderators are told ------------------------------------------------------------------------------------
+
+
+async def test_moderators_are_told_of_drift_that_was_repaired(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob, old_token = await restricted(meeting)
+    meeting.enter(bob, old_token)
+    await post.deliver_all()
+    told = await alice.until_told("drift_repaired", "livekit_moderation")
+    assert told["participant"] == "bob"
+    assert set(told["found"]) - set(told["expected"]) == {"microphone"}
+    assert bob.told("drift_repaired", "livekit_moderation") == []
+
+
+async def test_moderators_are_told_once_of_somebody_who_never_joined(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        alice = await meeting.join("alice", Role.MODERATOR)
+        meeting.fake.join(ROOM, "stranger")
+        meeting.fake.join(ROOM, "egress", kind=models.ParticipantInfo.EGRESS)
+        assert (await alice.until_told("unknown_participant", "livekit_moderation"))["identity"] == "stranger"
+        looks = len(meeting.calls("ListParticipants"))
+        await until(lambda: len(meeting.calls("ListParticipants")) > looks + 3)
+        assert len(alice.told("unknown_participant", "livekit_moderation")) == 1
+
+
+async def test_moderators_are_told_of_somebody_who_unmutes_again(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+        sid = meeting.fake.publish(ROOM, "bob", "microphone")
+        await alice.send("force_mute", participants=["bob"])
+        meeting.fake.unmute(ROOM, "bob", sid)
+        assert (await alice.until_told("unmuted_again", "livekit_moderation"))["participant"] == "bob"
+        assert not meeting.is_muted(bob, sid)
+
+
+# --- Bypasses ----------------------------------------------------------------------------------------------------
+
+
+async def test_sound_declared_as_camera_loses_the_camera_and_the_second_time_the_meeting(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, _ = await restricted(meeting)
+    sid = meeting.fake.publish(ROOM, "bob", "camera", mime_type="audio/opus")
+    await post.deliver_all()
+    stopped = await alice.until_told("bypass_stopped", "livekit_moderation")
+    assert stopped == {
+        "message": "bypass_stopped",
+        "participant": "bob",
+        "track_sid": sid,
+        "declared": "camera",
+        "media": "audio",
+    }
+    assert not meeting.may(bob, "camera")
+    assert meeting.fake.participant(ROOM, "bob").tracks == []
+    meeting.fake.publish(ROOM, "bob", "screen_share", mime_type="audio/opus")
+    await post.deliver_all()
+    assert await bob.session.ended == "kicked"
+    await until(lambda: "bob" not in meeting.fake.permissions(ROOM))
+
+
+async def test_the_call_that_stops_a_bypass_waits_for_no_turn(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob, _ = await restricted(meeting)
+    await meeting.join("carol")
+    with meeting.fake.hang(method="UpdateParticipant", identity="carol") as hanging:
+        running = asyncio.create_task(alice.send("revoke_screen_share_permission", participants=["carol"]))
+        await hanging.hit()
+        meeting.fake.publish(ROOM, "bob", "camera", mime_type="audio/opus")
+        await post.deliver_all()
+        await until(lambda: not meeting.may(bob, "camera"))
+    await running
+    await alice.until_told("bypass_stopped", "livekit_moderation")
+
+
+async def test_a_sweep_finds_what_no_webhook_told_of(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        alice, bob, _ = await restricted(meeting)
+        meeting.fake.publish(ROOM, "bob", "camera", type=models.VIDEO, mime_type="audio/opus")
+        await alice.until_told("bypass_stopped", "livekit_moderation")
+        assert not meeting.may(bob, "camera")
+
+
+async def test_the_sound_of_a_screen_may_come_before_its_picture_but_not_without(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, _ = await restricted(meeting)
+    await meeting.join("carol")
+    for name in ("bob", "carol"):
+        meeting.fake.publish(ROOM, name, "screen_share_audio")
+    await post.deliver_all()
+    meeting.fake.publish(ROOM, "carol", "screen_share")
+    await post.deliver_all()
+    stopped = await alice.until_told("bypass_stopped", "livekit_moderation")
+    assert (stopped["participant"], stopped["declared"]) == ("bob", "screen_share_audio")
+    assert not meeting.may(bob, "screen_share_audio")
+    assert len(meeting.fake.participant(ROOM, "carol").tracks) == 2
+    assert len(alice.told("bypass_stopped", "livekit_moderation")) == 1
