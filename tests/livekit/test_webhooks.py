@@ -34,7 +34,8 @@ def body_of(
 
 
 class Clock:
-    now = float(int(time.time()))
+    def __init__(self) -> None:
+        self.now = float(int(time.time()))
 
     def __call__(self) -> float:
         return self.now
