@@ -340,7 +340,7 @@ def decide(
 
 def may_moderate(state: MeetingState, sender: ParticipantId) -> bool:
     """Whether somebody may command now, and see what moderators see."""
-    return sender == CONTROLLER or state.is_moderator(sender)
+    return state.goes_on if sender == CONTROLLER else state.is_moderator(sender)
 
 
 def _decide_for_host(
@@ -441,6 +441,8 @@ def _enter(state: MeetingState, participant: Participant, now: float) -> Iterato
 def _decide_for_member(
     state: MeetingState, sender: ParticipantId, command: MemberCommand, now: float, command_id: CommandId
 ) -> Decision | Refusal:
+    if isinstance(command, control.LowerHand):
+        return _lower_hand(state, sender, command, now, command_id)
     room = state.room_of(sender)
     if room is None:
         return Refusal("insufficient_permissions")
@@ -454,18 +456,22 @@ def _decide_for_member(
             if state.members[sender].hand_is_up:
                 return Refusal("nothing_to_do")
             change = HandSet(sender, up=True)
-        case control.LowerHand():
-            target = sender if command.target is None else command.target
-            if target != sender and not state.is_moderator(sender):
-                return Refusal("insufficient_permissions")
-            if target not in state.members:
-                return _UNKNOWN_TARGET
-            if not state.members[target].hand_is_up:
-                return Refusal("nothing_to_do")
-            change = HandSet(target, up=False)
         case _:
             assert_never(command)
     return Decision(command_id, command.action, sender, now, (change,), holds=True)
+
+
+def _lower_hand(
+    state: MeetingState, sender: ParticipantId, command: control.LowerHand, now: float, command_id: CommandId
+) -> Decision | Refusal:
+    target = sender if command.target is None else command.target
+    if not (sender in state.members if target == sender else may_moderate(state, sender)):
+        return Refusal("insufficient_permissions")
+    if target not in state.members:
+        return _UNKNOWN_TARGET
+    if not state.members[target].hand_is_up:
+        return Refusal("nothing_to_do")
+    return Decision(command_id, command.action, sender, now, (HandSet(target, up=False),), holds=True)
 
 
 def _answer(

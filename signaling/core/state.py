@@ -231,6 +231,11 @@ class MeetingState:
         """Whether they may command now."""
         return participant in self.members and self.role_of(participant) is Role.MODERATOR
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the meeting has begun and is not over, though nobody may be in it."""
+        return bool(self.members) or self.empty_since is not None
+
     def moderators(self) -> Iterator[ParticipantId]:
         """Everybody who may command now."""
         return (participant for participant in self.members if self.role_of(participant) is Role.MODERATOR)

@@ -33,6 +33,7 @@ from signaling.core.state import (
     Unrestricted,
 )
 from signaling.identifiers import CONTROLLER, Identity, ParticipantId
+from signaling.messages import control
 from tests.core.meetings import (
     ALICE,
     ALL,
@@ -129,6 +130,21 @@ def test_a_members_command_is_refused_from_whoever_has_not_joined(command: AnyCo
 @pytest.mark.parametrize("sender", [ALICE, BOB])
 def test_anyone_joined_gets_a_popout(sender: ParticipantId) -> None:
     assert isinstance(decided(MEETING, sender, POPOUT), Decision)
+
+
+def test_the_controller_lowers_the_hands_of_others() -> None:
+    raised = after(MEETING, (BOB, RAISE))
+    assert not after(raised, (CONTROLLER, control.LowerHand(target=BOB))).members[BOB].hand_is_up
+
+
+@pytest.mark.parametrize("command", FOR_MODERATORS, ids=lambda command: command.action)
+def test_a_meeting_that_is_over_obeys_nobody(command: AnyCommand) -> None:
+    for sender in (ALICE, CONTROLLER):
+        assert refused(after(MEETING, (CONTROLLER, End())), sender, command) == FORBIDDEN
+
+
+def test_a_meeting_that_everybody_has_left_goes_on_and_obeys_the_controller() -> None:
+    assert decided(left(MEETING, ALICE, BOB, CAROL), CONTROLLER, enable()).action == "enable_microphone_restrictions"
 
 
 def test_a_moderator_in_a_breakout_is_one() -> None:

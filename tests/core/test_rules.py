@@ -187,6 +187,7 @@ class Model:
     banned: set[ParticipantId] = field(default_factory=set)
     seen: set[ParticipantId] = field(default_factory=set)
     requests: dict[tuple[ParticipantId, ParticipantId], str] = field(default_factory=dict)
+    has_begun: bool = False
 
     def __post_init__(self) -> None:
         if self.screens_by_permission:
@@ -199,6 +200,9 @@ class Model:
 
     def moderates(self, who: ParticipantId) -> bool:
         return who in self.tickets and self.role(who) is Role.MODERATOR
+
+    def commands(self, sender: ParticipantId) -> bool:
+        return self.has_begun if sender == CONTROLLER else self.moderates(sender)
 
     def may(self, who: ParticipantId, source: Source) -> bool:
         rule = SCREEN if source is SCREEN_AUDIO else source
@@ -226,7 +230,7 @@ class Model:
                     return "insufficient_permissions"
                 return "nothing_to_do" if sender in self.hands else None
             case control.LowerHand(target=target):
-                if sender not in self.tickets or (target not in {None, sender} and not self.moderates(sender)):
+                if not (sender in self.tickets if target in {None, sender} else self.commands(sender)):
                     return "insufficient_permissions"
                 if target is not None and target not in self.tickets:
                     return "invalid_command"
@@ -251,7 +255,7 @@ class Model:
                     return "insufficient_permissions"
                 asked = [who for (_, who), request in self.requests.items() if request == id_]
                 return None if sender in asked else "unknown_request_id"
-            case _ if sender != CONTROLLER and not self.moderates(sender):
+            case _ if not self.commands(sender):
                 return "insufficient_permissions"
             case control.GrantModeratorRole(target=target):
                 return self._refuses_role(target, Role.MODERATOR)
@@ -281,6 +285,7 @@ class Model:
                     self.hands.discard(participant.id)
                 self.tickets[participant.id] = (participant.role, participant.kind)
                 self.seen.add(participant.id)
+                self.has_begun = True
                 self.away_until.pop(participant.id, None)
             case Depart(participant) | DepartUnlessBack(participant):
                 self._leave(participant)
