@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, assert_never
 
 from signaling.core.decisions import Conclusion, Refusal, RefusalCode
 from signaling.identifiers import CommandId
@@ -61,23 +61,14 @@ def answers(
         answer: `None` for a command that was carried out and has no outcomes.
         with_result: Whether the sender asked for a `result`.
     """
+    if with_result:
+        yield result(action, command_id, answer)
     error = None if answer is None else answer.error
+    if error is None:
+        return
     detail = retry_after_s = None
     if isinstance(answer, Refusal):
         detail, retry_after_s = answer.detail, answer.retry_after_s
-    if with_result:
-        concluded = answer if isinstance(answer, Conclusion) else None
-        yield moderation.Result(
-            command_id=command_id,
-            action=action,
-            error=None if error is None else _IN_MODERATION[error],
-            detail=detail,
-            retry_after_s=retry_after_s,
-            outcomes=() if concluded is None else concluded.outcomes,
-            repaired_later=() if concluded is None else concluded.repaired_later,
-        )
-    if error is None:
-        return
     if isinstance(answer, Conclusion) or namespace is Namespace.LIVEKIT:
         # That LiveKit did not do its part of a command is told in this namespace, whatever the command's own.
         yield livekit.LiveKitError(error=_IN_LIVEKIT[error], detail=detail)
@@ -85,3 +76,28 @@ def answers(
         yield control.ControlError(error=_IN_CONTROL[error], detail=detail)
     elif not with_result:
         yield moderation.ModerationError(error=_IN_MODERATION[error], detail=detail, retry_after_s=retry_after_s)
+
+
+def result(action: str | None, command_id: CommandId, answer: Conclusion | Refusal | None) -> moderation.Result:
+    """The whole answer to a command in one; see `answers`."""
+    match answer:
+        case None:
+            return moderation.Result(command_id=command_id, action=action)
+        case Refusal(error, detail, retry_after_s):
+            return moderation.Result(
+                command_id=command_id,
+                action=action,
+                error=_IN_MODERATION[error],
+                detail=detail,
+                retry_after_s=retry_after_s,
+            )
+        case Conclusion():
+            return moderation.Result(
+                command_id=command_id,
+                action=action,
+                error=answer.error,
+                outcomes=answer.outcomes,
+                repaired_later=answer.repaired_later,
+            )
+        case _:
+            assert_never(answer)

@@ -11,6 +11,14 @@ class ConfigurationError(SignalingError):
     """A setting is wrong or missing; the message names it. Raised before anything starts."""
 
 
+class NoSuchMeeting(SignalingError):
+    """There is no meeting of that id, or it is over."""
+
+
+class NotInMeeting(SignalingError):
+    """Nobody of that id is in the meeting."""
+
+
 class InvalidParticipant(SignalingError):
     """The host asked for a participant that cannot be, such as a moderator of kind `guest`."""
 

@@ -12,20 +12,33 @@ from typing import Final, Self
 import structlog
 
 from signaling import metrics
-from signaling.answers import answers
+from signaling.answers import answers, result
 from signaling.core.decisions import (
     Announcement,
     AnyCommand,
+    ChangeRole,
     Conclusion,
     Enter,
     Everyone,
     LoseConnections,
+    ModeratorCommand,
+    Move,
     Refusal,
     may_moderate,
 )
-from signaling.core.participants import Kind, Participant
+from signaling.core.participants import Kind, Participant, Role
 from signaling.core.policy import publishable
-from signaling.errors import MediaServerError, MessageError, ParticipantBanned, StoreError, WebhookRefused
+from signaling.errors import (
+    InvalidParticipant,
+    MediaServerError,
+    MessageError,
+    NoSuchMeeting,
+    NotInMeeting,
+    ParticipantBanned,
+    SessionEnded,
+    StoreError,
+    WebhookRefused,
+)
 from signaling.identifiers import (
     CONTROLLER,
     BreakoutId,
@@ -42,16 +55,30 @@ from signaling.livekit.room_service import RoomService
 from signaling.livekit.tokens import TokenMint
 from signaling.livekit.webhooks import Webhooks
 from signaling.messages import control, livekit, moderation
-from signaling.messages.base import Namespace, parse_payload, rfc3339
+from signaling.messages.base import Namespace, parse_payload
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
 from signaling.rooms import Meeting, Rules, TooManyWaiting, new_command_id
 from signaling.session import Deliver, Session
 from signaling.settings import Settings, websocket_form
 from signaling.stores import open_store
 from signaling.stores.contract import AuditEntry, Commit, Record, Store
-from signaling.view import join_data, join_success, may_publish
+from signaling.view import audit_view, join_data, join_success, may_publish
 
 log = structlog.get_logger(__name__)
+
+
+NeedsSession = (
+    moderation.GetState
+    | moderation.Watch
+    | moderation.GetAudit
+    | livekit.CreateNewAccessToken
+    | livekit.RequestPopoutStreamAccessToken
+    | control.Join
+)
+"""Commands that are answered by what is delivered to a session."""
+SessionlessCommand = (
+    ModeratorCommand | moderation.Preview | moderation.AnswerUnmuteRequest | control.RaiseHand | control.LowerHand
+)
 
 
 class ModerationModule:
@@ -206,6 +233,110 @@ class ModerationModule:
         log.info("meeting_ended", room=room)
         await asyncio.wait({deleting}, timeout=self.settings.moderation_livekit_timeout_s)
 
+    async def has_meeting(self, room: RoomId) -> bool:
+        """
+        Whether there is such a meeting, and it goes on.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        record = await self._store.read(room)
+        return record is not None and record.state.goes_on
+
+    async def state(self, room: RoomId) -> moderation.State:
+        """
+        The whole meeting as its moderators see it.
+
+        Raises:
+            NoSuchMeeting: There is none.
+            StoreError: The store does not answer.
+        """
+        meeting = await self._meeting_that_goes_on(room)
+        return moderation.State(**dict(meeting.show(await meeting.record())))
+
+    async def command(
+        self, room: RoomId, namespace: str, payload: object, *, as_: ParticipantId | None = None
+    ) -> moderation.Result:
+        """
+        Carry out a command of moderators; what is refused is told by the result.
+
+        Args:
+            namespace: `livekit`, `livekit_moderation` or `control`.
+            payload: The command as parsed JSON. What answers with events alone (tokens, queries, joining) is
+                `invalid_command`; `preview` is not among it.
+            as_: Who asks, with their rights; the host if left out, who may do what moderators may.
+
+        Raises:
+            ValueError: A namespace that is not the module's.
+            NoSuchMeeting: There is none.
+            StoreError: The store does not answer.
+        """
+        spoken = Namespace(namespace)
+        if spoken is Namespace.ECHO:
+            raise ValueError(f"{namespace} is not the module's")
+        meeting = await self._meeting_that_goes_on(room)
+        sender = CONTROLLER if as_ is None else as_
+        command_id = new_command_id()
+        began_at = time.perf_counter()
+        action = None
+        answer: Conclusion | Refusal | None
+        try:
+            command = _parse(spoken, payload)
+            action = _action_of(command)
+            if isinstance(command, NeedsSession):
+                answer = Refusal("invalid_command", f"action: {action} is for sessions only")
+            else:
+                answer = await self._carry_through(meeting, sender, command, command_id)
+        except MessageError as error:
+            answer = Refusal("invalid_command", str(error))
+        except TooManyWaiting:
+            answer = Refusal("rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+        if as_ is None and isinstance(answer, Refusal) and not await self.has_meeting(room):
+            raise NoSuchMeeting(f"the meeting {room} has ended")
+        _log_answer(room, sender, command_id, action, answer, time.perf_counter() - began_at)
+        is_so_already = isinstance(answer, Refusal) and answer.error == "nothing_to_do"
+        return result(action, command_id, None if is_so_already else answer)
+
+    async def change_role(self, room: RoomId, participant: ParticipantId, role: Role) -> None:
+        """
+        Give or take a role until the meeting ends, whoever's connection it is; see `Session.change_role`.
+
+        Raises:
+            InvalidParticipant: Nobody of kind `guest` or `sip` becomes a moderator.
+            NoSuchMeeting: There is none.
+            NotInMeeting: Nobody of that id is in it.
+            StoreError: Nothing changed.
+        """
+        meeting = await self._meeting_that_goes_on(room)
+        answer = await meeting.take_turn(CONTROLLER, ChangeRole(participant, role), new_command_id())
+        if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
+            raise InvalidParticipant(f"{participant}: nobody of their kind is a {role}")
+        if isinstance(answer, Refusal) and answer.error != "nothing_to_do":
+            raise NotInMeeting(f"{participant} is not in the meeting")
+
+    async def move(self, room: RoomId, participant: ParticipantId, breakout: BreakoutId | None) -> None:
+        """
+        Move somebody to a breakout, or back to the main room (`None`), by their session; see `Session.move`.
+
+        Raises:
+            NoSuchMeeting: There is none.
+            NotInMeeting: Nobody of that id is in it.
+            StoreError: Nothing changed.
+        """
+        meeting = await self._meeting_that_goes_on(room)
+        listed = self._sessions.get(room, {}).get(participant, [])
+        try:
+            if listed and listed[-1].has_begun:
+                await listed[-1].move(breakout)
+                return
+        except SessionEnded as error:
+            raise NotInMeeting(f"{participant} is not in the meeting") from error
+        # Nobody to deliver to: their connection is broken, and whoever comes back gets credentials then.
+        committed = await meeting.commit_now(participant, Move(participant, breakout))
+        if isinstance(committed, Refusal):
+            raise NotInMeeting(f"{participant} is not in the meeting")
+        await meeting.remove_identities(participant, committed.before)
+
     async def audit(self, room: RoomId, *, limit: int = 100, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
         """
         What moderators did in a meeting that goes on, newest first.
@@ -260,7 +391,7 @@ class ModerationModule:
         is_preview = spoken is Namespace.MODERATION and isinstance(payload, dict) and payload.get("action") == "preview"
         try:
             command = _parse(spoken, payload)
-            action = command.command.action if isinstance(command, moderation.Preview) else command.action
+            action = _action_of(command)
             self._senders[command_id] = session, transaction_id
             answer = await self._carry_out(session, command, command_id, transaction_id)
         except MessageError as error:
@@ -281,7 +412,9 @@ class ModerationModule:
         for event in answers(spoken, action, command_id, answer, with_result=with_result):
             session.tell(event, transaction_id)
         # When what was told has gone out, since nobody waits for the log.
-        asyncio.get_running_loop().call_soon(_log_answer, session, command_id, action, answer, duration_s)
+        asyncio.get_running_loop().call_soon(
+            _log_answer, session.room, session.id, command_id, action, answer, duration_s
+        )
 
     async def _carry_out(
         self,
@@ -293,24 +426,31 @@ class ModerationModule:
         match command:
             case moderation.GetState() | moderation.Watch() | moderation.GetAudit():
                 return await self._show(session, command, transaction_id)
-            case moderation.Preview(command=previewed):
-                return await session.meeting.preview(session.id, previewed, command_id)
-            case moderation.Undo(command_id=undone):
-                answer = await session.meeting.take_turn(session.id, command, command_id)
-                if isinstance(answer, Refusal) and answer.error == "unknown_command_id":
-                    return await self._why_unknown(session.room, undone)
-                return answer
             case livekit.CreateNewAccessToken():
                 return await self._renew(session, transaction_id)
             case livekit.RequestPopoutStreamAccessToken():
                 return await self._open_popout(session, command, command_id, transaction_id)
             case control.Join():
                 return Refusal("already_joined")
+            case _:
+                return await self._carry_through(session.meeting, session.id, command, command_id)
+
+    async def _carry_through(
+        self, meeting: Meeting, sender: ParticipantId, command: SessionlessCommand, command_id: CommandId
+    ) -> Conclusion | Refusal | None:
+        match command:
+            case moderation.Preview(command=previewed):
+                return await meeting.preview(sender, previewed, command_id)
+            case moderation.Undo(command_id=undone):
+                answer = await meeting.take_turn(sender, command, command_id)
+                if isinstance(answer, Refusal) and answer.error == "unknown_command_id":
+                    return await self._why_unknown(meeting.room, undone)
+                return answer
             case control.RaiseHand() | control.LowerHand():
-                committed = await session.meeting.commit_now(session.id, command, command_id)
+                committed = await meeting.commit_now(sender, command, command_id)
                 return committed if isinstance(committed, Refusal) else None
             case _:
-                return await session.meeting.take_turn(session.id, command, command_id)
+                return await meeting.take_turn(sender, command, command_id)
 
     async def _show(
         self,
@@ -326,7 +466,7 @@ class ModerationModule:
                 kept = await self._store.audit(
                     session.room, limit=limit, before=None if before is None else CommandId(before)
                 )
-                session.tell(moderation.Audit(entries=tuple(map(_audit_view, kept))), transaction_id)
+                session.tell(moderation.Audit(entries=tuple(map(audit_view, kept))), transaction_id)
                 return None
             case moderation.Watch(enabled=False):
                 session.meeting.watchers.discard(session)
@@ -520,6 +660,11 @@ class ModerationModule:
 
     # --- Meetings ------------------------------------------------------------------------------------------------
 
+    async def _meeting_that_goes_on(self, room: RoomId) -> Meeting:
+        if not await self.has_meeting(room):
+            raise NoSuchMeeting(f"there is no meeting {room}")
+        return self._meeting(room)
+
     def _meeting(self, room: RoomId) -> Meeting:
         meeting = self._meetings.get(room)
         if meeting is None:
@@ -627,27 +772,24 @@ def _parse(
     return parse_payload(payload, moderation.COMMANDS)
 
 
-def _audit_view(entry: AuditEntry) -> moderation.AuditView:
-    return moderation.AuditView(
-        command_id=entry.command_id,
-        at=rfc3339(entry.at),
-        moderator=entry.moderator,
-        action=entry.action,
-        targets=entry.targets,
-        outcomes=entry.outcomes,
-        reason=entry.reason,
-    )
+def _action_of(command: livekit.LiveKitCommand | control.ControlCommand | moderation.ModerationCommand) -> str:
+    return command.command.action if isinstance(command, moderation.Preview) else command.action
 
 
 def _log_answer(
-    session: Session, command_id: CommandId, action: str | None, answer: Conclusion | Refusal | None, duration_s: float
+    room: RoomId,
+    sender: ParticipantId,
+    command_id: CommandId,
+    action: str | None,
+    answer: Conclusion | Refusal | None,
+    duration_s: float,
 ) -> None:
     error = None if answer is None else answer.error
     metrics.COMMANDS.labels(action or "unknown", error or "ok").inc()
     metrics.COMMAND_DURATION.labels(action or "unknown").observe(duration_s)
     facts = {
-        "room": session.room,
-        "participant": session.id,
+        "room": room,
+        "participant": sender,
         "command_id": command_id,
         "action": action,
         "duration_ms": round(duration_s * 1_000, 1),

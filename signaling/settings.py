@@ -161,6 +161,7 @@ class ServerSettings(Settings):
     moderation_store_url: str = "sqlite:"
     moderation_listen: Annotated[HostPort, NoDecode, BeforeValidator(_host_port)] = HostPort("127.0.0.1", 8700)
     moderation_internal_listen: Annotated[HostPort, NoDecode, BeforeValidator(_host_port)] = HostPort("127.0.0.1", 8701)
+    moderation_internal_token: Annotated[SecretStr, Field(min_length=16)] | None = None
     moderation_ticket_key: SecretStr
     moderation_ticket_algorithm: TicketAlgorithm = "HS256"
     moderation_allowed_origins: Annotated[frozenset[str], NoDecode, BeforeValidator(_origins)] | None = None

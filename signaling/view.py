@@ -11,7 +11,7 @@ from signaling.identifiers import Identity, ParticipantId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import rfc3339
 from signaling.reconciler import Reconciler
-from signaling.stores.contract import Record
+from signaling.stores.contract import AuditEntry, Record
 
 
 class Attendance:
@@ -188,4 +188,17 @@ def _participant_view(
         ),
         hand_is_up=member.hand_is_up,
         settling=reconciler.is_settling(participant),
+    )
+
+
+def audit_view(entry: AuditEntry) -> moderation.AuditView:
+    """An entry of the audit as moderators see it."""
+    return moderation.AuditView(
+        command_id=entry.command_id,
+        at=rfc3339(entry.at),
+        moderator=entry.moderator,
+        action=entry.action,
+        targets=entry.targets,
+        outcomes=entry.outcomes,
+        reason=entry.reason,
     )

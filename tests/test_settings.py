@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from signaling.errors import ConfigurationError
 from signaling.settings import HostPort, ServerSettings, Settings
@@ -52,6 +53,7 @@ SERVER: dict[str, tuple[Any, str, Any, Any, Any]] = {
         "c.example.org:3",
         lambda value: (value[:-2], int(value[-1])),
     ),
+    "moderation_internal_token": (None, "a" * 16, "b" * 17, "c" * 1_000, SecretStr),
     "moderation_ticket_algorithm": ("HS256", "RS256", "ES256", "EdDSA", None),
     "moderation_allowed_origins": (
         None,
@@ -214,6 +216,7 @@ WRONG: list[tuple[str, str]] = [
         for name in ("", "internal_")
         for value in ("8700", "localhost", ":8700", "host:65536", "host:-1", "host:1/path", "a@host:1", f"[{SECRET}:1")
     ),
+    ("moderation_internal_token", SECRET[:15]),
     ("moderation_ticket_algorithm", "none"),
     ("moderation_ticket_algorithm", "hs256"),
     *(
@@ -281,7 +284,7 @@ def test_an_unknown_argument_is_named() -> None:
 
 
 def test_secrets_are_not_shown_by_the_settings_themselves() -> None:
-    settings = ServerSettings(**LIVEKIT, moderation_ticket_key=KEY)
+    settings = ServerSettings(**LIVEKIT, moderation_ticket_key=KEY, moderation_internal_token=SECRET)
     for shown in (repr(settings), str(settings), settings.model_dump_json()):
         assert SECRET not in shown
         assert KEY not in shown

@@ -98,6 +98,7 @@ Timestamp = Annotated[str, BeforeValidator(as_timestamp)]
 """RFC 3339 in UTC, also made of seconds since the epoch: once, however often it is sent."""
 
 
+MessageType = TypeVar("MessageType", bound=Message)
 CommandType = TypeVar("CommandType", bound=Command)
 
 
@@ -124,8 +125,18 @@ def parse_payload(payload: object, commands: Mapping[str, type[CommandType]]) ->
     for name, field in command.model_fields.items():
         if not field.is_required() and name in payload and payload[name] is None:
             raise MessageError(f"{name}: must be left out, never null")
+    return validated(command, payload)
+
+
+def validated(model: type[MessageType], value: object) -> MessageType:
+    """
+    The message that `value` is.
+
+    Raises:
+        MessageError: Naming the first field that is wrong, and why, without repeating what was sent.
+    """
     try:
-        return command.model_validate(payload)
+        return model.model_validate(value)
     except ValidationError as error:
         raise MessageError(_describe(error)) from None  # the cause would hold the input
 

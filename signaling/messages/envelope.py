@@ -55,16 +55,7 @@ def parse_frame(text: str) -> Frame:
     Raises:
         EnvelopeError: Not JSON, a key twice, no object, an unknown namespace or a `transaction_id` that is none.
     """
-    if text.count("{") + text.count("[") > _MAX_CONTAINERS:
-        raise EnvelopeError("invalid_json", "more values than any command has")
-    try:
-        frame = jiter.from_json(
-            text.encode(), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none", float_mode="float"
-        )
-    except ValueError:  # also lone surrogates, which UTF-8 does not have; the cause would repeat input
-        raise EnvelopeError("invalid_json") from None
-    if not isinstance(frame, dict):
-        raise EnvelopeError("invalid_json", "must be an object")
+    frame = parse_object(text)
     transaction_id = frame.get("transaction_id")
     is_valid = "transaction_id" not in frame or is_transaction_id(transaction_id)
     name = frame.get("namespace")
@@ -76,6 +67,26 @@ def parse_frame(text: str) -> Frame:
         detail = f"transaction_id: must be a number up to 2^64-1 or a string of 1 to {MAX_TRANSACTION_ID_LENGTH}"
         raise EnvelopeError("invalid_command", detail, namespace=namespace)
     return Frame(namespace, frame.get("payload"), transaction_id)
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """
+    The JSON object that `text` is.
+
+    Raises:
+        EnvelopeError: Not JSON, a key twice, no object, or more values than any command has.
+    """
+    if text.count("{") + text.count("[") > _MAX_CONTAINERS:
+        raise EnvelopeError("invalid_json", "more values than any command has")
+    try:
+        value = jiter.from_json(
+            text.encode(), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none", float_mode="float"
+        )
+    except ValueError:  # also lone surrogates, which UTF-8 does not have; the cause would repeat input
+        raise EnvelopeError("invalid_json") from None
+    if not isinstance(value, dict):
+        raise EnvelopeError("invalid_json", "must be an object")
+    return value
 
 
 def is_transaction_id(value: object) -> bool:

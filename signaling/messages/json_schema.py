@@ -30,6 +30,11 @@ TOLD: Final[Json] = {
     "pattern": rf"^[A-Za-z0-9._@:-]{{1,{MAX_LENGTH}}}$",
     "not": _NO_PARTICIPANT,
 }
+PLAIN_ID: Final[Json] = {
+    "description": "The id of a room or breakout. One that reads as a UUID in any textual form is normalised.",
+    "type": "string",
+    "pattern": rf"^([A-Za-z0-9._@-]{{1,{MAX_LENGTH}}}|[Uu][Rr][Nn]:[Uu][Uu][Ii][Dd]:{_UUID}|\{{{_UUID}\}})$",
+}
 TIMESTAMP: Final[Json] = {
     "description": "RFC 3339, in UTC, to the millisecond.",
     "type": "string",

@@ -1,4 +1,4 @@
-"""HTTP for whoever runs the server: health and metrics."""
+"""HTTP for whoever runs the server: health, metrics, webhooks, and the controller API."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,11 +9,14 @@ from typing import Final, Self
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import SecretStr
 
 from signaling import metrics
 from signaling.errors import StoreError, WebhookRefused
 from signaling.module import ModerationModule
 from signaling.server.addresses import cannot_listen, url_of
+from signaling.server.controller_api import PREFIX, ControllerApi
+from signaling.server.openapi import openapi
 from signaling.settings import HostPort
 
 log = structlog.get_logger(__name__)
@@ -27,19 +30,28 @@ _SHUTDOWN_S: Final = 1
 
 class InternalServer:
     """
-    `/healthz`, `/readyz`, `/metrics` and LiveKit's webhooks, from entering to leaving its `async with`.
+    Health, metrics, LiveKit's webhooks and the controller API, from entering to leaving its `async with`.
 
     Args:
         is_listening: Whether clients may connect.
+        token: What controllers show; without one there is no controller API.
 
     Raises:
         ConfigurationError: It cannot listen there; raised when entered.
     """
 
-    def __init__(self, address: HostPort, module: ModerationModule, is_listening: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        address: HostPort,
+        module: ModerationModule,
+        is_listening: Callable[[], bool],
+        *,
+        token: SecretStr | None = None,
+    ) -> None:
         self._address = address
         self._module = module
         self._is_listening = is_listening
+        self._api = ControllerApi(module, token, is_listening)
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -50,8 +62,10 @@ class InternalServer:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.post(WEBHOOK_PATH, self._webhook),
+                web.get("/openapi.json", self._openapi),
             ]
         )
+        app.add_subapp(PREFIX, self._api.application())
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         try:
@@ -115,6 +129,9 @@ class InternalServer:
             status = HTTPStatus.BAD_REQUEST if error.reason == "unparsable" else HTTPStatus.UNAUTHORIZED
             return web.json_response({"error": error.reason}, status=status)
         return web.json_response({})
+
+    async def _openapi(self, _request: web.Request) -> web.Response:
+        return web.json_response(openapi())
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -33,7 +33,10 @@ class ModerationServer:
         self.module = module or ModerationModule(settings)
         self._websocket = WebSocketServer(settings, self.module, timing=timing)
         self._internal = InternalServer(
-            settings.moderation_internal_listen, self.module, lambda: self._websocket.is_listening
+            settings.moderation_internal_listen,
+            self.module,
+            lambda: self._websocket.is_listening,
+            token=settings.moderation_internal_token,
         )
         self._stack = AsyncExitStack()
 
@@ -59,7 +62,7 @@ class ModerationServer:
 
     @property
     def internal_url(self) -> str:
-        """Where health and metrics are."""
+        """Where health, metrics and the controller API are."""
         return self._internal.url
 
     @property

@@ -15,6 +15,7 @@ from websockets.frames import CloseCode
 
 import signaling
 from signaling import errors, metrics
+from signaling.server import controller_api
 from signaling.server.handshake import STATUS
 from signaling.server.tickets import LEEWAY_S, LIFETIME_S
 from signaling.settings import HostPort, ServerSettings, Settings
@@ -176,6 +177,25 @@ def test_refused_webhooks_are_listed_with_their_status() -> None:
 def test_refused_connections_are_listed_with_their_status() -> None:
     listed = {names(row[1])[0]: int(row[0]) for row in rows("errors.md", "Refused connections")}
     assert listed == {code: status.value for code, status in STATUS.items()}
+
+
+def test_refused_requests_are_listed_with_their_status() -> None:
+    listed = {names(row[1])[0]: int(row[0]) for row in rows("errors.md", "Refused requests")}
+    assert listed == {code: status.value for code, status in controller_api.STATUS.items()}
+    assert set(controller_api.STATUS) == set(get_args(controller_api.ErrorCode))
+
+
+def test_every_route_of_the_controller_api_is_listed_with_its_answer_and_no_other() -> None:
+    listed = [
+        (names(row[0])[0], names(row[2])[0] if names(row[2]) else row[2]) for row in rows("server.md", "Controller API")
+    ]
+    assert listed == [
+        (
+            f"{route.method} {controller_api.PREFIX}{route.path}",
+            "204" if route.answer is None else route.answer.model_fields["message"].default,
+        )
+        for route in controller_api.ROUTES
+    ]
 
 
 def test_every_close_code_that_the_server_sends_is_listed() -> None:

@@ -17,6 +17,7 @@ from signaling.server.websocket import Timing
 from signaling.settings import ServerSettings
 from signaling.stores.contract import Store
 from signaling.testing.client import SignalingClient
+from signaling.testing.fake_room_service import FakeRoomService
 from tests.server.keys import SECRET
 
 ROOM = RoomId("standup")
@@ -94,7 +95,7 @@ class Hosted:
 
 @asynccontextmanager
 async def hosted(
-    livekit: EmbeddedServer | None = None,
+    livekit: EmbeddedServer | FakeRoomService | None = None,
     *,
     store: Store | None = None,
     timing: Timing | None = None,
