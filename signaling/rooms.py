@@ -788,7 +788,9 @@ class Meeting:
 
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Like `spawn`, for work that nobody need wait for: what goes wrong is logged."""
-        return self.spawn(self._log_failure(work))
+        task = self.spawn(self._log_failure(work))
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before its first step, it never began
+        return task
 
     async def _log_failure(self, work: Coroutine[Any, Any, None]) -> None:
         try:
