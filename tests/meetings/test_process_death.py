@@ -15,7 +15,6 @@ from signaling.identifiers import LiveKitRoom
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService
-from signaling.testing.client import NotTold
 from signaling.testing.participants import ParticipantProcess, SignalOnlyParticipant
 from tests.meetings.serving import ROOM, Serving, serving
 
@@ -80,15 +79,15 @@ async def test_kill_9_in_the_middle_of_a_bulk_command_leaves_no_half_meeting(
             await alice.send("enable_microphone_restrictions", unrestricted_participants=["p00"])
             await watched["p01"].until(lambda participant: 2 not in participant.permission.can_publish_sources)
             await server.end(signal.SIGKILL)
-        with pytest.raises(NotTold):  # it was in the middle: the event had not gone out
-            await alice.wait_for("microphone_restrictions_enabled", timeout_s=0.1)
-        some = [name for name, sources in (await may_publish(livekit)).items() if sources == RESTRICTED]
-        assert 0 < len(some) < len(names)
+        # In the middle: mostly before the event, on a busy machine just after it, while the others settle.
+        was_told = bool(alice.told("microphone_restrictions_enabled"))
+        assert [name for name, sources in (await may_publish(livekit)).items() if sources == RESTRICTED]
 
         await server.start()
         async with server.client("alice", Role.MODERATOR) as alice:
             welcome = await alice.join()
             is_enabled = welcome["livekit"]["microphone_restriction_state"]["type"] == "enabled"
+            assert is_enabled or not was_told
             if not is_enabled:  # then it is being finished, and everybody is told
                 await alice.wait_for("microphone_restrictions_enabled")
             expected = {name: name != "p00" for name in names}
