@@ -8,6 +8,7 @@ from signaling.core.decisions import Conclusion, Refusal, RefusalCode
 from signaling.identifiers import CommandId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event, Namespace
+from signaling.messages.envelope import TransactionId
 
 _IN_LIVEKIT: Final[Mapping[RefusalCode, livekit.LiveKitErrorCode]] = MappingProxyType(
     {
@@ -43,6 +44,13 @@ _IN_MODERATION: Final[Mapping[RefusalCode, moderation.ResultErrorCode]] = Mappin
         "unknown_request_id": "unknown_request_id",
     }
 )
+
+
+def asks_for_result(namespace: Namespace, payload: object, transaction_id: TransactionId | None) -> bool:
+    """Whether a command, readable or not, is to be answered by a `result` where its sender knows of those."""
+    if namespace is Namespace.MODERATION and isinstance(payload, dict) and payload.get("action") == "preview":
+        return True
+    return transaction_id is not None and namespace is not Namespace.CONTROL
 
 
 def answers(

@@ -15,9 +15,11 @@ LIVEKIT_CALLS: Final = Counter(
 LIVEKIT_CALL_DURATION: Final = Histogram(
     "moderation_livekit_call_duration_seconds", "RoomService calls, from sending to the answer.", ["method"]
 )
+DRIFT: Final = Counter("moderation_drift", "Times that LiveKit was found to disagree, by what showed it.", ["cause"])
 REPAIRS: Final = Counter(
-    "moderation_repairs", "Times that LiveKit was found to disagree and was told again, by what showed it.", ["cause"]
+    "moderation_repairs", "Of these, those that were set right at the first attempt, by what showed them.", ["cause"]
 )
+SETTLING: Final = Gauge("moderation_settling", "People about whom LiveKit is still to be told, or to be asked again.")
 BYPASSES: Final = Counter("moderation_bypasses", "Tracks that got round what holds, and were stopped.")
 WEBHOOKS: Final = Counter("moderation_webhooks", "Webhooks from LiveKit, by what came of them.", ["result"])
 MEETINGS: Final = Gauge("moderation_meetings", "Meetings that this process looks after.")

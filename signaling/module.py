@@ -12,7 +12,7 @@ from typing import Final, Self
 import structlog
 
 from signaling import metrics
-from signaling.answers import answers, result
+from signaling.answers import answers, asks_for_result, result
 from signaling.core.decisions import (
     Announcement,
     AnyCommand,
@@ -324,13 +324,16 @@ class ModerationModule:
             StoreError: Nothing changed.
         """
         meeting = await self._meeting_that_goes_on(room)
-        listed = self._sessions.get(room, {}).get(participant, [])
-        try:
-            if listed and listed[-1].has_begun:
-                await listed[-1].move(breakout)
-                return
-        except SessionEnded as error:
-            raise NotInMeeting(f"{participant} is not in the meeting") from error
+        while listed := self._sessions.get(room, {}).get(participant):
+            newest = listed[-1]
+            await newest.joined.wait()  # joining would put them back to where they were let in
+            if newest.is_over or not newest.has_begun:
+                continue
+            try:
+                await newest.move(breakout)
+            except SessionEnded as error:
+                raise NotInMeeting(f"{participant} is not in the meeting") from error
+            return
         # Nobody to deliver to: their connection is broken, and whoever comes back gets credentials then.
         committed = await meeting.commit_now(participant, Move(participant, breakout))
         if isinstance(committed, Refusal):
@@ -388,7 +391,6 @@ class ModerationModule:
         began_at = time.perf_counter()
         action = None
         answer: Conclusion | Refusal | None
-        is_preview = spoken is Namespace.MODERATION and isinstance(payload, dict) and payload.get("action") == "preview"
         try:
             command = _parse(spoken, payload)
             action = _action_of(command)
@@ -407,8 +409,7 @@ class ModerationModule:
         finally:
             self._senders.pop(command_id, None)
         duration_s = time.perf_counter() - began_at
-        asked_for = is_preview or (transaction_id is not None and spoken is not Namespace.CONTROL)
-        with_result = session.has_moderation and asked_for
+        with_result = session.has_moderation and asks_for_result(spoken, payload, transaction_id)
         for event in answers(spoken, action, command_id, answer, with_result=with_result):
             session.tell(event, transaction_id)
         # When what was told has gone out, since nobody waits for the log.
@@ -645,6 +646,7 @@ class ModerationModule:
         sessions = self._sessions.get(session.room, {})
         listed = sessions.get(session.id, [])
         session.meeting.watchers.discard(session)
+        session.joined.set()
         if session in listed:
             listed.remove(session)
             metrics.SESSIONS.dec()

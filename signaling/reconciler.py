@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import structlog
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_before_delay, wait_exponential
@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_before_del
 from signaling import metrics
 from signaling.core.bypasses import bypassing, unaccompanied
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import allowable, call_for, is_exempt, must_wait, owner_of, plan, silencing
+from signaling.core.enforcement import allowable, call_for, must_wait, owner_of, plan, silencing
 from signaling.core.participants import Source
 from signaling.core.state import MeetingState
 from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
@@ -29,6 +29,10 @@ PICTURE_S: Final = 1.0
 _FIRST_RETRY_S: Final = 0.1
 _ROUNDS: Final = 3
 """Calls for one identity before LiveKit counts as contradicting itself."""
+
+
+_RECONCILERS: Final = WeakSet["Reconciler"]()
+metrics.SETTLING.set_function(lambda: sum(reconciler.count_settling() for reconciler in tuple(_RECONCILERS)))
 
 
 async def _nothing() -> None:
@@ -90,6 +94,7 @@ class Reconciler:
         self._retry_at = math.inf
         self._retry_at_once = False
         self._retry_s = _FIRST_RETRY_S
+        _RECONCILERS.add(self)
 
     @property
     def roster(self) -> Iterable[Presence]:
@@ -107,6 +112,10 @@ class Reconciler:
     def is_settling(self, participant: ParticipantId) -> bool:
         """Whether LiveKit is still to be told about them."""
         return participant in self._due or any(place[1] == Identity(participant) for place in self._settling)
+
+    def count_settling(self) -> int:
+        """How many people LiveKit is still to be told about; may be asked from any thread."""
+        return len(self._due.union(ParticipantId(identity) for _, identity in tuple(self._settling)))
 
     def repair(self, participants: Iterable[ParticipantId]) -> None:
         """Look at these people, at once, and again until LiveKit agrees."""
@@ -427,8 +436,7 @@ class Reconciler:
         tracks = presence.tracks_of(sources)
         if not tracks or not (only is None or any(track.sid in only for track in tracks)):
             return Finding.NO_TRACK
-        allowed = presence.permission.allowed()
-        away = tuple(source for source in allowed if source not in sources)
+        away = tuple(source for source in presence.permission.allowed() if source not in sources)
         try:
             stopped = await self._media.allow(presence, away)
         except ParticipantGone:
@@ -438,8 +446,7 @@ class Reconciler:
             return Finding.ABSENT
         self._note(stopped)
         state = await self._read()
-        # Whom no rule concerns gets back what they had.
-        back = allowed if is_exempt(state, stopped) else allowable(state, stopped, self._roster.values())
+        back = allowable(state, presence, self._roster.values())
         if not stopped.permission.allows_exactly(back):
             self._note(await self._media.allow(stopped, back))
         return Finding.STOPPED
@@ -474,11 +481,14 @@ class Reconciler:
         found = self._roster.get(place)
         if found is None:
             return
-        if await self.agree(place, Priority.REPAIR) is Finding.CHANGED:
-            await self._note_drift(found, notice.kind)
+        await self._note_drift(found, await self.agree(place, Priority.REPAIR), notice.kind)
         await self._look_for_bypasses([found])
 
-    async def _note_drift(self, found: Presence, cause: str) -> None:
+    async def _note_drift(self, found: Presence, finding: Finding, cause: str) -> None:
+        if finding is Finding.CHANGED or finding.is_failure:
+            metrics.DRIFT.labels(cause).inc()
+        if finding is not Finding.CHANGED:
+            return
         metrics.REPAIRS.labels(cause).inc()
         log.info("drift_repaired", room=found.room, participant=found.identity, cause=cause)
         state = await self._read()
@@ -571,7 +581,7 @@ class Reconciler:
         silent = await self.look(rooms - state.doomed)
         listed = {track.sid for presence in self._roster.values() for track in presence.tracks}
         self._unaccompanied_since = {sid: at for sid, at in self._unaccompanied_since.items() if sid in listed}
-        found = dict(self._roster)
+        found, due = dict(self._roster), frozenset(self._due)
         calls = plan(state, found.values(), remove_unknown=self._remove_unknown, about=people)
         waiting = {
             owner_of(presence.identity, state)
@@ -587,13 +597,12 @@ class Reconciler:
             if isinstance(finding, BaseException):  # only now, when all the others have ended
                 raise finding
             owner = owner_of(call.identity, state)
+            if people is None and owner not in due:
+                await self._note_drift(found[call.room, call.identity], finding, "sweep")
             if finding.is_failure:
                 failed.add(owner)
-            elif finding is Finding.CHANGED:
-                if people is None and owner not in self._due and (before := found.get((call.room, call.identity))):
-                    await self._note_drift(before, "sweep")
-                if owner in self._in_doubt:
-                    self._in_doubt[owner] = None
+            elif finding is Finding.CHANGED and owner in self._in_doubt:
+                self._in_doubt[owner] = None
         await self._look_for_bypasses(
             presence
             for presence in self._roster.values()
@@ -620,6 +629,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """End what is under way."""
+        _RECONCILERS.discard(self)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -25,6 +25,7 @@ from signaling.core.decisions import (
     DepartUnlessBack,
     End,
     Expire,
+    HostCommand,
     NoteRoomDeleted,
     NoteUnmutedAgain,
     Refusal,
@@ -256,7 +257,7 @@ class Meeting:
             StoreError: The store did not answer, or this process ends. A decision that was staged by then is finished
                 as soon as it can be; any other came to nothing.
         """
-        if self._waiting >= MAX_WAITING and sender != CONTROLLER:
+        if self._waiting >= MAX_WAITING and not isinstance(command, HostCommand):
             raise TooManyWaiting
         self._waiting += 1
         metrics.COMMANDS_WAITING.inc()

@@ -57,6 +57,7 @@ class Session:
         room: The meeting.
         ended: Resolves to the reason when the module ends the session, after the last delivery; the host then closes.
             It stays open when the host itself ends the session by `leave` or `disconnect`.
+        joined: Set when joining is complete, or has come to nothing.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Session:
         self.id = participant
         self.room = meeting.room
         self.ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
+        self.joined = asyncio.Event()
         self.has_control = CONTROL in extensions
         self.has_moderation = MODERATION in extensions
         self._module = module
@@ -221,6 +223,7 @@ class Session:
         self._join_data = join_data
         self._join_success = join_success
         self._since = revision
+        self.joined.set()
         held_back, self._held_back = self._held_back, []
         for committed, delivery in held_back:
             self.push(delivery, committed)

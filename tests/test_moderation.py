@@ -233,6 +233,19 @@ async def test_screen_sharing_goes_back_to_the_servers_default(fake: FakeRoomSer
 # --- By name -----------------------------------------------------------------------------------------------------
 
 
+async def test_a_service_gets_back_what_was_kept_from_it_by_name(meeting: MeetingOnFake) -> None:
+    alice, _, _ = await three(meeting)
+    recorder = await meeting.join("recorder", kind=Kind.RECORDER)
+    await alice.comes_to("disallow", source="camera", participants=["recorder"])
+    assert not meeting.may(recorder, "camera")
+    assert await alice.comes_to("allow", source="camera", participants=["recorder"]) == {"recorder": "granted"}
+    assert meeting.may(recorder, "camera")
+    await alice.comes_to("mute", participants=["recorder"], sources=["screen_share"], hold_s=60)
+    assert not meeting.may(recorder, "screen_share_audio")
+    await alice.moderated("undo", command_id=alice.noticed("result")[-1]["command_id"])
+    assert meeting.may(recorder, "screen_share_audio")
+
+
 async def test_who_is_disallowed_by_name_stays_so_until_allowed(meeting: MeetingOnFake) -> None:
     alice, _, _ = await three(meeting)
     mia = await meeting.join("mia", Role.MODERATOR)
@@ -407,6 +420,20 @@ async def test_nobody_is_unmuted_by_force_but_asked(meeting: MeetingOnFake) -> N
     assert alice.told("microphone_restrictions_enabled")[-1]["unrestricted_participants"] == ["bob"]
     again = await bob.moderated("answer_unmute_request", request_id=request["request_id"], accept=True)
     assert again["error"] == "unknown_request_id"
+
+
+async def test_nobody_is_asked_again_at_once(meeting: MeetingOnFake) -> None:
+    alice, bob, carol = await three(meeting)
+    await alice.comes_to("ask_to_unmute", participants=["bob"])
+    refused = await alice.moderated("ask_to_unmute", participants=["bob"])
+    assert refused["error"] == "rate_limit_exceeded"
+    assert 9 < refused["retry_after_s"] <= 10
+    result = await alice.moderated("ask_to_unmute", participants=["bob", "carol"])
+    assert result["outcomes"] == [
+        {"participant": "bob", "outcome": "failed", "error": "rate_limit_exceeded"},
+        {"participant": "carol", "outcome": "asked"},
+    ]
+    assert (len(bob.noticed("unmute_requested")), len(carol.noticed("unmute_requested"))) == (1, 1)
 
 
 async def test_saying_no_changes_nothing_and_works_without_livekit(meeting: MeetingOnFake) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from signaling import InvalidParticipant, Kind, Participant, Role, SessionEnded
+from signaling import InvalidParticipant, Kind, NotInMeeting, Participant, Role, SessionEnded
 from signaling.core.decisions import Announcement
 from signaling.core.state import POPOUTS_PER_PERSON
 from signaling.identifiers import BreakoutId, ParticipantId
@@ -580,6 +580,22 @@ async def test_sixty_four_may_wait_and_one_more_is_refused(meeting: MeetingOnFak
     assert {error["error"] for error in alice.told("error")} == {"rate_limit_exceeded"}
 
 
+async def test_the_controllers_commands_wait_like_any_others_but_what_it_does_itself_is_never_refused(
+    meeting: MeetingOnFake,
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    command = {"action": "disable_microphone_restrictions"}
+    with meeting.fake.delay(0.5, method="ListParticipants", times=1) as delayed:
+        commands = [asyncio.create_task(meeting.module.command(ROOM, "livekit", command))]
+        await delayed.hit()  # its turn has begun, and it waits no longer
+        commands += [asyncio.create_task(meeting.module.command(ROOM, "livekit", command)) for _ in range(70)]
+        await until(lambda: meeting.module._meetings[ROOM]._waiting == MAX_WAITING)
+        await alice.session.change_role(Role.USER)
+    refused = [result for result in await asyncio.gather(*commands) if result.error]
+    assert {(result.error, result.retry_after_s) for result in refused} == {("rate_limit_exceeded", 1)}
+    assert alice.told("role_updated", "control")
+
+
 async def test_tokens_and_popouts_never_wait_for_a_turn(meeting: MeetingOnFake) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     with meeting.fake.hang(method="UpdateParticipant") as hanging:
@@ -669,6 +685,34 @@ async def test_moving_delivers_credentials_and_removes_from_the_old_room(meeting
     await bob.session.move(None)
     assert bob.told("credentials")[1]["room"] == ROOM
     assert "bob" not in meeting.fake.permissions("standup:red")
+
+
+async def test_whoever_is_moved_while_they_join_is_moved_when_they_have(meeting: MeetingOnFake) -> None:
+    await meeting.join("alice", Role.MODERATOR)
+    async with meeting.module._meetings[ROOM]._writing:
+        joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
+        await until(lambda: "bob" in meeting.module._sessions[ROOM])
+        moving = asyncio.create_task(meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red")))
+    bob = await joining
+    await moving
+    assert [credentials["room"] for credentials in bob.told("credentials")] == ["standup:red"]
+    meeting.enter(bob)
+    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    assert meeting.may(bob, room="standup:red")
+
+
+async def test_nobody_can_be_moved_whose_joining_came_to_nothing(fake: FakeRoomService) -> None:
+    store = MemoryStore()
+    async with meeting_on_fake(fake, store=store) as meeting:
+        await meeting.join("alice", Role.MODERATOR)
+        async with meeting.module._meetings[ROOM]._writing:
+            joining = asyncio.create_task(meeting.join("bob"))
+            await until(lambda: "bob" in meeting.module._sessions[ROOM])
+            moving = asyncio.create_task(meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red")))
+            joining.cancel()
+            await asyncio.wait({joining})
+        with pytest.raises(NotInMeeting):
+            await moving
 
 
 async def test_the_end_of_a_meeting_clears_everything(meeting: MeetingOnFake) -> None:

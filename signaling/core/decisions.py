@@ -1,5 +1,6 @@
 """From a command to a decision, and from what LiveKit did to what everybody is told."""
 
+import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from signaling.core.participants import (
 )
 from signaling.core.policy import is_blocked, obeys_room, publishable
 from signaling.core.state import (
+    ASK_AGAIN_S,
     Asked,
     Banned,
     BanWas,
@@ -546,7 +548,7 @@ def _decide_for_moderator(
                 return Refusal("invalid_command", "participant: is not in this meeting")
             return replace(action, changes=(PresenterSet(presenter),), effect=_about({Source.SCREEN_SHARE}))
         case moderation.AskToUnmute():
-            return _ask(state, action, command.participants)
+            return _ask(state, action, command.participants, now)
         case moderation.Kick():
             return _kick(state, action, command, strangers)
         case moderation.Unban():
@@ -599,12 +601,16 @@ def _name(
     return replace(action, changes=(change,), effect=effect, targets=targets, unknown=unknown)
 
 
-def _ask(state: MeetingState, action: Decision, named: tuple[ParticipantId, ...]) -> Decision:
+def _ask(state: MeetingState, action: Decision, named: tuple[ParticipantId, ...], now: float) -> Decision | Refusal:
     targets, unknown = _known(state, named)
-    asked = sorted(who for who in targets if state.members[who].returns_until is None)
+    connected = {who for who in targets if state.members[who].returns_until is None}
+    wait_s = {who: state.asked_at[who] + ASK_AGAIN_S - now for who in connected & state.asked_at.keys()}
+    too_soon = {who for who, left_s in wait_s.items() if left_s > 0}
+    if connected and connected == too_soon:
+        return Refusal("rate_limit_exceeded", retry_after_s=min(wait_s.values()))
     changes = tuple(
-        Asked(f"{action.command_id}-{number}", UnmuteRequest(who, action.sender, action.at + REQUEST_S))
-        for number, who in enumerate(asked, 1)
+        Asked(f"{action.command_id}-{number}", UnmuteRequest(who, action.sender, now + REQUEST_S), now)
+        for number, who in enumerate(sorted(connected - too_soon), 1)
     )
     return replace(action, changes=changes, holds=True, targets=targets, unknown=unknown)
 
@@ -1017,6 +1023,8 @@ def _outcomes(
             yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_unavailable")
         elif finding is Finding.REJECTED:
             yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_rejected")
+        elif decision.action == "ask_to_unmute":
+            yield _asked(before, decision, participant)
         elif isinstance(effect, Mute | Stop):
             yield moderation.Outcome(participant=participant, outcome=_TRACK_OUTCOMES[finding])
         elif finding is Finding.SETTLING:
@@ -1035,6 +1043,14 @@ _TRACK_OUTCOMES: Final[dict[Finding, moderation.OutcomeName]] = {
 }
 
 
+def _asked(before: MeetingState, decision: Decision, participant: ParticipantId) -> moderation.Outcome:
+    if any(isinstance(change, Asked) and change.request.participant == participant for change in decision.changes):
+        return moderation.Outcome(participant=participant, outcome="asked")
+    if before.asked_at.get(participant, -math.inf) + ASK_AGAIN_S > decision.at:
+        return moderation.Outcome(participant=participant, outcome="failed", error="rate_limit_exceeded")
+    return moderation.Outcome(participant=participant, outcome="not_connected")
+
+
 def _came_to(
     before: MeetingState, after: MeetingState, decision: Decision, participant: ParticipantId, finding: Finding
 ) -> moderation.OutcomeName:
@@ -1045,9 +1061,6 @@ def _came_to(
         if participant in before.members or finding is Finding.CHANGED:
             return "removed"
         return "unchanged" if participant in after.bans else "not_connected"
-    if decision.action == "ask_to_unmute":
-        asked = (change.request.participant for change in decision.changes if isinstance(change, Asked))
-        return "asked" if participant in asked else "not_connected"
     for change in decision.changes:
         match change:
             case Granted(_, source) | Revoked(_, source):

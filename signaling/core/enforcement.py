@@ -69,17 +69,27 @@ def call_for(
     """
     if _must_go(state, presence, remove_unknown=remove_unknown):
         return Remove(presence.room, presence.identity)
-    if is_exempt(state, presence):
+    if _issued_popout(presence.identity, state) is not None:
         return None
-    allowed = allowable(state, presence, roster)
-    if presence.permission.allows_exactly(allowed):
+    allowed, has = allowable(state, presence, roster), presence.permission
+    obeys = obeys_room(ParticipantId(presence.identity), state, is_service=is_service(presence))
+    if has.allows_exactly(allowed) if obeys else has.allowed() == allowed:
         return None
     return Allow(presence.room, presence.identity, allowed, _priority(presence, sources))
 
 
 def allowable(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> tuple[Source, ...]:
-    """What LiveKit is to allow an identity now: what it may publish, less the screen that somebody else still has."""
-    allowed = publishable(ParticipantId(presence.identity), state, is_service=is_service(presence))
+    """
+    What LiveKit is to allow an identity now: what it may publish, less the screen that somebody else still has.
+
+    Nobody but those who issued their tokens knows what services are for: they keep what they have, less what is kept
+    from them by name, and get that back.
+    """
+    participant = ParticipantId(presence.identity)
+    if not obeys_room(participant, state, is_service=is_service(presence)):
+        has = {*presence.permission.allowed(), *state.named.get(participant, ())}
+        return tuple(source for source in Source if source in has and not is_blocked(participant, source, state))
+    allowed = publishable(participant, state)
     if must_wait(state, presence, roster):
         return tuple(source for source in allowed if source not in SCREEN_SOURCES)
     return allowed

@@ -1,11 +1,12 @@
 """The state of a meeting. LiveKit is made to agree with it, never the other way round."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Literal, TypeVar, assert_never
 
-from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, Kind, Role, Source
+from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, SCREEN_SOURCES, SERVICES, Kind, Role, Source
 from signaling.identifiers import (
     BreakoutId,
     CommandId,
@@ -21,6 +22,8 @@ from signaling.messages.control import LeaveReason
 POPOUTS_PER_PERSON: Final = 16
 REMEMBERED_S: Final = 60.0
 """How long a mute is remembered, for moderators to be told of whoever unmutes themselves again."""
+ASK_AGAIN_S: Final = 10.0
+"""How long after somebody was asked to unmute nobody may ask them again."""
 UNDOABLE_COMMANDS: Final = 50
 UNDOABLE_SETTINGS: Final = 2_000
 """How much of what the newest commands changed is kept, besides what the very newest one did."""
@@ -184,10 +187,13 @@ class MeetingState:
         restricted_until: When restrictions lift themselves, in seconds since the epoch.
         listed: Who is listed, by source. Kept for the screen while sharing is free, since grants are remembered.
         holds: Sources that mutes keep from people, and until when, in seconds since the epoch.
+        named: Sources about which anything was ever decided by name, of services and of people who are not here:
+            services, whom no other rule concerns, get back by this what was kept from them.
         bypasses: Tracks by which people got round a restriction; they count for the whole meeting.
         bans: Who may not come in.
         presenter: Who alone may share the screen.
         unmute_requests: Those that were not answered yet, by their ids.
+        asked_at: When people were asked to unmute, in seconds since the epoch; kept for `ASK_AGAIN_S`.
         mutes: The newest of each person, for `REMEMBERED_S`.
         undoable: What the newest commands changed, as it was before, where nothing has changed it since.
         departed: People who were here and left or were moved out; whoever of them is in LiveKit is removed.
@@ -206,10 +212,12 @@ class MeetingState:
     listed: Mapping[Source, frozenset[ParticipantId]] = field(default_factory=dict)
     blocks: frozenset[Block] = frozenset()
     holds: Mapping[ParticipantId, Mapping[Source, float]] = field(default_factory=dict)
+    named: Mapping[ParticipantId, frozenset[Source]] = field(default_factory=dict)
     bypasses: Mapping[ParticipantId, frozenset[TrackSid]] = field(default_factory=dict)
     bans: frozenset[ParticipantId] = frozenset()
     presenter: ParticipantId | None = None
     unmute_requests: Mapping[str, UnmuteRequest] = field(default_factory=dict)
+    asked_at: Mapping[ParticipantId, float] = field(default_factory=dict)
     mutes: Mapping[ParticipantId, MuteNote] = field(default_factory=dict)
     undoable: Mapping[CommandId, tuple[Setting, ...]] = field(default_factory=dict)
     popouts: Mapping[ParticipantId, Popouts] = field(default_factory=dict)
@@ -396,6 +404,7 @@ class Asked:
 
     request_id: str
     request: UnmuteRequest
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,11 +543,12 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case Granted(participants, source):
             return _grant(state, participants, source)
         case Revoked(participants, source):
-            cleared = _name_nobody(state, source, participants)
+            cleared = _name(_name_nobody(state, source, participants), participants, source)
             return replace(cleared, blocks=cleared.blocks | {Block(who, source) for who in participants})
         case Held(participants, sources, until):
             held = {who: {**state.holds.get(who, {}), **dict.fromkeys(sources, until)} for who in participants}
-            return replace(state, holds={**state.holds, **held}) if sources else state
+            named = _name(state, participants, *sources)
+            return replace(named, holds={**state.holds, **held}) if sources else state
         case HoldsEnded(at):
             return replace(state, holds=_holds_that(state, lambda _, __, until: until > at))
         case BypassNoted(participant, source, track, _):
@@ -547,7 +557,9 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
                 return state
             block = Block(participant, source, BlockCause.BYPASS)
             return replace(
-                state, bypasses={**state.bypasses, participant: tracks | {track}}, blocks=state.blocks | {block}
+                _name(state, {participant}, source),
+                bypasses={**state.bypasses, participant: tracks | {track}},
+                blocks=state.blocks | {block},
             )
         case PresenterSet(participant):
             is_here = participant is None or participant in state.members
@@ -556,10 +568,15 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             return replace(state, bans=state.bans | participants)
         case Unbanned(participants):
             return replace(state, bans=state.bans - participants)
-        case Asked(request_id, request):
+        case Asked(request_id, request, at):
             asked = (request.moderator, request.participant)
             others = _drop_requests(state, lambda older: (older.moderator, older.participant) == asked)
-            return replace(others, unmute_requests={**others.unmute_requests, request_id: request})
+            recently = {who: asked_at for who, asked_at in state.asked_at.items() if asked_at + ASK_AGAIN_S > at}
+            return replace(
+                others,
+                unmute_requests={**others.unmute_requests, request_id: request},
+                asked_at={**recently, request.participant: at},
+            )
         case RequestClosed(request_id, _):
             return replace(state, unmute_requests=_without(state.unmute_requests, request_id))
         case RequestsLapsed(at):
@@ -654,11 +671,21 @@ def _grant(state: MeetingState, participants: frozenset[ParticipantId], source: 
     if source is Source.SCREEN_SHARE or source in state.restricted:
         listed = {**listed, source: listed.get(source, frozenset()) | participants}
     return replace(
-        state,
+        _name(state, participants, source),
         blocks=state.blocks - lifted,
         holds=_holds_that(state, lambda who, each, _: who not in participants or each not in sources),
         listed=listed,
     )
+
+
+def _name(state: MeetingState, participants: AbstractSet[ParticipantId], *sources: Source) -> MeetingState:
+    with_sound = SCREEN_SOURCES.union(sources) if Source.SCREEN_SHARE in sources else frozenset(sources)
+    named = {
+        who: state.named.get(who, frozenset()) | with_sound
+        for who in participants
+        if who not in state.members or state.members[who].kind in SERVICES
+    }
+    return replace(state, named={**state.named, **named}) if named else state
 
 
 def _holds_that(

@@ -294,7 +294,7 @@ class Outcome(Message):
 
     participant: Participant
     outcome: OutcomeName
-    error: Literal["livekit_unavailable", "livekit_rejected"] | None = None
+    error: Literal["livekit_unavailable", "livekit_rejected", "rate_limit_exceeded"] | None = None
 
 
 class Result(ModerationEvent):

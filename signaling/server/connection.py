@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from signaling import metrics
-from signaling.answers import answers
+from signaling.answers import answers, asks_for_result
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
@@ -137,8 +137,10 @@ class Connection:
         action = payload.get("action") if isinstance(payload, dict) else None
         if not isinstance(action, str) or action not in _COMMANDS[frame.namespace]:
             action = None
-        has_moderation = self._session is not None and self._session.has_moderation
-        with_result = has_moderation and frame.transaction_id is not None and frame.namespace is not Namespace.CONTROL
+        may_have_result = self._session is not None and (
+            self._session.has_moderation or frame.namespace is Namespace.MODERATION
+        )
+        with_result = may_have_result and asks_for_result(frame.namespace, payload, frame.transaction_id)
         metrics.COMMANDS.labels(action or "unknown", "rate_limit_exceeded").inc()
         refusal = Refusal("rate_limit_exceeded", retry_after_s=retry_after_s)
         for event in answers(frame.namespace, action, new_command_id(), refusal, with_result=with_result):

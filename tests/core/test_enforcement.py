@@ -1,10 +1,26 @@
+from dataclasses import replace
+
 import pytest
 
 from signaling.core.decisions import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
 from signaling.core.enforcement import call_for, must_wait, owner_of, plan, silencing, strangers, unmuted_again
 from signaling.core.participants import Kind, LiveKitKind, Role, Source
-from signaling.core.state import Banned, Granted, MeetingState, MutesNoted, PresenterSet, Restricted, Revoked
+from signaling.core.state import (
+    Banned,
+    Block,
+    BlockWas,
+    Change,
+    Granted,
+    Held,
+    HoldsEnded,
+    MeetingState,
+    MutesNoted,
+    PresenterSet,
+    PutBack,
+    Restricted,
+    Revoked,
+)
 from signaling.identifiers import CONTROLLER, Identity, LiveKitRoom, ParticipantId, TrackSid
 from tests.core.meetings import (
     ALICE,
@@ -360,6 +376,32 @@ def test_an_ingress_is_touched_only_by_what_names_it() -> None:
     assert plan(state, [feed]) == []
     named = changed(state, Revoked(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(named, [feed]) == [Allow(MAIN, Identity("feed"), ALL[1:], Priority.IDLE)]
+
+
+def test_a_service_keeps_what_it_has_less_what_is_kept_from_it_by_name() -> None:
+    agent = Presence(MAIN, Identity("agent"), allowing(MICROPHONE), kind=LiveKitKind.AGENT)
+    without_camera = changed(MEETING, Revoked(frozenset({ParticipantId("agent")}), CAMERA))
+    assert plan(without_camera, [agent]) == []
+    without_microphone = changed(MEETING, Revoked(frozenset({ParticipantId("agent")}), MICROPHONE))
+    assert plan(without_microphone, [agent]) == [Allow(MAIN, Identity("agent"), (), Priority.IDLE)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "given_back"),
+    [
+        (Revoked(frozenset({ParticipantId("feed")}), CAMERA), Granted(frozenset({ParticipantId("feed")}), CAMERA)),
+        (Held(frozenset({ParticipantId("feed")}), frozenset({CAMERA}), 5.0), HoldsEnded(5.0)),
+        (
+            Revoked(frozenset({ParticipantId("feed")}), CAMERA),
+            PutBack((BlockWas(Block(ParticipantId("feed"), CAMERA), was_set=False),)),
+        ),
+    ],
+)
+def test_what_was_kept_from_a_service_by_name_is_given_back(kept: Change, given_back: Change) -> None:
+    feed = Presence(MAIN, Identity("feed"), allowing(*ALL[1:]), kind=LiveKitKind.INGRESS)
+    lifted = changed(RESTRICTED, kept, given_back)
+    assert plan(lifted, [feed]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
+    assert plan(lifted, [replace(feed, permission=allowing(*ALL))]) == []
 
 
 def test_a_phone_caller_who_never_joined_is_restricted_like_anyone() -> None:

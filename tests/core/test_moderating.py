@@ -5,6 +5,7 @@ import pytest
 from signaling.core.decisions import (
     AnyCommand,
     Bypass,
+    Decision,
     Depart,
     Enter,
     Expire,
@@ -351,6 +352,8 @@ def test_when_the_presenter_leaves_the_others_are_told_and_nobody_did_it() -> No
 
 # --- Asking to unmute --------------------------------------------------------------------------------------------
 
+ASKED = after(MEETING, (ALICE, Restrict(source="microphone")), (ALICE, AskToUnmute(participants=(BOB,))))
+
 
 def test_each_is_asked_by_a_request_of_their_own() -> None:
     state = after(joined(MEETING, somebody(DAVE)), (CONTROLLER, LoseConnections(frozenset({DAVE}), AT + 10)))
@@ -363,7 +366,22 @@ def test_each_is_asked_by_a_request_of_their_own() -> None:
     assert decided(state, ALICE, AskToUnmute(participants=(BOB,))).effect is None, "it needs no LiveKit"
 
 
-ASKED = after(MEETING, (ALICE, Restrict(source="microphone")), (ALICE, AskToUnmute(participants=(BOB,))))
+def test_nobody_is_asked_twice_within_ten_seconds_whoever_asks() -> None:
+    state = after(ASKED, (ALICE, promote(CAROL)))
+    again = AskToUnmute(participants=(BOB,))
+    for sender in (ALICE, CAROL, CONTROLLER):
+        refusal = decide(state, sender, again, now=AT + 4, command_id=COMMAND)
+        assert refusal == Refusal("rate_limit_exceeded", retry_after_s=6)
+    assert isinstance(decide(state, CAROL, again, now=AT + 10, command_id=COMMAND), Decision)
+
+
+def test_whoever_was_asked_just_before_does_not_keep_others_from_being_asked() -> None:
+    conclusion = concluded(ASKED, ALICE, AskToUnmute(participants=(BOB, CAROL)))
+    assert outcomes(conclusion) == {BOB: "failed", CAROL: "asked"}
+    assert [outcome.error for outcome in conclusion.outcomes] == ["rate_limit_exceeded", None]
+    assert noticed(conclusion, BOB) == []
+
+
 YES = AnswerUnmuteRequest(request_id="c-1-1", accept=True)
 NO = AnswerUnmuteRequest(request_id="c-1-1", accept=False)
 

@@ -1,7 +1,7 @@
 """What was decided holds whatever people do, in any order: random meetings, against a model of the wire's rules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from hypothesis import assume, example, given, settings
@@ -187,6 +187,7 @@ class Model:
     banned: set[ParticipantId] = field(default_factory=set)
     seen: set[ParticipantId] = field(default_factory=set)
     requests: dict[tuple[ParticipantId, ParticipantId], str] = field(default_factory=dict)
+    asked: set[ParticipantId] = field(default_factory=set)
     has_begun: bool = False
 
     def __post_init__(self) -> None:
@@ -203,6 +204,9 @@ class Model:
 
     def commands(self, sender: ParticipantId) -> bool:
         return self.has_begun if sender == CONTROLLER else self.moderates(sender)
+
+    def _connected(self, named: Collection[ParticipantId]) -> set[ParticipantId]:
+        return set(named) & self.tickets.keys() - self.away_until.keys()
 
     def may(self, who: ParticipantId, source: Source) -> bool:
         rule = SCREEN if source is SCREEN_AUDIO else source
@@ -257,6 +261,9 @@ class Model:
                 return None if sender in asked else "unknown_request_id"
             case _ if not self.commands(sender):
                 return "insufficient_permissions"
+            case moderation.AskToUnmute(participants=named):
+                connected = self._connected(named)
+                return "rate_limit_exceeded" if connected and connected <= self.asked else None
             case control.GrantModeratorRole(target=target):
                 return self._refuses_role(target, Role.MODERATOR)
             case control.RevokeModeratorRole(target=target):
@@ -331,10 +338,10 @@ class Model:
             case moderation.SetPresenter(participant=who):
                 self.presenter = who
             case moderation.AskToUnmute(participants=named):
-                asked = sorted(who for who in set(named) & set(self.tickets) if who not in self.away_until)
-                for number, who in enumerate(asked, 1):
+                for number, who in enumerate(sorted(self._connected(named) - self.asked), 1):
                     self.requests = {key: id_ for key, id_ in self.requests.items() if id_ != f"c-{number}"}
                     self.requests[sender, who] = f"c-{number}"
+                    self.asked.add(who)  # and no time passes until nobody would be asked again
             case moderation.AnswerUnmuteRequest(request_id=request_id, accept=accept):
                 self.requests = {key: id_ for key, id_ in self.requests.items() if id_ != request_id}
                 if accept:

@@ -441,11 +441,15 @@ def test_departed_who_never_joined_is_kept_out_if_somebody_wanted_it(reason: Lea
 
 # --- Requests and mutes ------------------------------------------------------------------------------------------
 
-ASKED = changed(MEETING, Asked("r-1", UnmuteRequest(BOB, ALICE, 65.0)), Asked("r-2", UnmuteRequest(CAROL, ALICE, 70.0)))
+ASKED = changed(
+    MEETING, Asked("r-1", UnmuteRequest(BOB, ALICE, 65.0), 5), Asked("r-2", UnmuteRequest(CAROL, ALICE, 70.0), 10)
+)
 
 
 def test_asked_again_by_the_same_moderator_forgets_the_older_request() -> None:
-    state = changed(ASKED, Asked("r-3", UnmuteRequest(BOB, ALICE, 80.0)), Asked("r-4", UnmuteRequest(BOB, DAVE, 80.0)))
+    state = changed(
+        ASKED, Asked("r-3", UnmuteRequest(BOB, ALICE, 80.0), 20), Asked("r-4", UnmuteRequest(BOB, DAVE, 80.0), 20)
+    )
     assert state.unmute_requests.keys() == {"r-2", "r-3", "r-4"}
 
 
@@ -499,7 +503,7 @@ FIRST, SECOND = CommandId("c-first"), CommandId("c-second")
 
 def settings_of(state: MeetingState) -> MeetingState:
     """What can be undone, and nothing else of a state."""
-    return replace(state, version=0, undoable={}, bypasses={})
+    return replace(state, version=0, undoable={}, bypasses={}, named={})
 
 
 @pytest.mark.parametrize(("before", "change"), EACH_SETTING)

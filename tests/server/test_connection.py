@@ -222,11 +222,18 @@ async def test_too_many_commands_are_refused_in_their_namespace_and_pings_never_
     ):
         assert (await ask(alice, JOIN))["payload"]["message"] == "join_success"
         assert (await ask(alice, RESTRICT))["payload"]["message"] == "microphone_restrictions_enabled"
-        for frame in (RESTRICT, command("raise_hand"), command("get_state", "livekit_moderation")):
+        for frame in (RESTRICT, command("raise_hand")):
             answer = await ask(alice, frame | {"transaction_id": "t"})
             assert (answer["namespace"], answer["transaction_id"]) == (frame["namespace"], "t")
-            when = {"retry_after_s": 1_000.0} if frame["namespace"] == "livekit_moderation" else {}
-            assert answer["payload"] == {"message": "error", "error": "rate_limit_exceeded", **when}
+            assert answer["payload"] == {"message": "error", "error": "rate_limit_exceeded"}
+        get_state = command("get_state", "livekit_moderation")
+        for transaction, message in (({}, "error"), ({"transaction_id": "t"}, "result")):
+            answer = (await ask(alice, get_state | transaction))["payload"]
+            refusal = {"message": message, "error": "rate_limit_exceeded", "retry_after_s": 1_000}
+            assert answer.items() >= refusal.items()
+        previewed = {"action": "restrict", "source": "camera"}
+        answer = await ask(alice, command("preview", "livekit_moderation", command=previewed))
+        assert answer["payload"]["message"] == "result"
         for _ in range(100):
             assert (await ask(alice, PING))["payload"] == {"message": "pong"}
         assert (await ask(alice, "no command at all"))["payload"]["error"] == "invalid_json"
