@@ -46,11 +46,32 @@ _IN_MODERATION: Final[Mapping[RefusalCode, moderation.ResultErrorCode]] = Mappin
 )
 
 
+_COMMANDS: Final[Mapping[Namespace, Mapping[str, object]]] = MappingProxyType(
+    {
+        Namespace.LIVEKIT: livekit.COMMANDS,
+        Namespace.MODERATION: moderation.COMMANDS,
+        Namespace.CONTROL: control.COMMANDS,
+    }
+)
+
+
+def is_preview(namespace: Namespace, payload: object) -> bool:
+    """Whether a command, readable or not, only asks what another would do."""
+    return namespace is Namespace.MODERATION and isinstance(payload, dict) and payload.get("action") == "preview"
+
+
+def named_action(namespace: Namespace, payload: object) -> str | None:
+    """What a command, readable or not, asks for, or asks about; `None` if that is no action of the namespace."""
+    named = payload
+    if isinstance(payload, dict) and is_preview(namespace, payload):
+        named = payload.get("command")
+    action = named.get("action") if isinstance(named, dict) else None
+    return action if isinstance(action, str) and action in _COMMANDS[namespace] else None
+
+
 def asks_for_result(namespace: Namespace, payload: object, transaction_id: TransactionId | None) -> bool:
     """Whether a command, readable or not, is to be answered by a `result` where its sender knows of those."""
-    if namespace is Namespace.MODERATION and isinstance(payload, dict) and payload.get("action") == "preview":
-        return True
-    return transaction_id is not None and namespace is not Namespace.CONTROL
+    return is_preview(namespace, payload) or (transaction_id is not None and namespace is not Namespace.CONTROL)
 
 
 def answers(

@@ -12,7 +12,7 @@ from typing import Final, Self
 import structlog
 
 from signaling import metrics
-from signaling.answers import answers, asks_for_result, result
+from signaling.answers import answers, asks_for_result, is_preview, named_action, result
 from signaling.core.decisions import (
     Announcement,
     AnyCommand,
@@ -20,6 +20,7 @@ from signaling.core.decisions import (
     Conclusion,
     Enter,
     Everyone,
+    Extend,
     LoseConnections,
     ModeratorCommand,
     Move,
@@ -197,7 +198,8 @@ class ModerationModule:
         sessions = self._sessions[session.room].setdefault(session.id, [])
         sessions.append(session)
         metrics.SESSIONS.inc()
-        committed = await meeting.commit_now(participant.id, Enter(participant))
+        entering = Enter(participant, knows_moderation=session.has_moderation)
+        committed = await meeting.commit_now(participant.id, entering)
         if isinstance(committed, Refusal):
             raise ParticipantBanned(f"{participant.id} is banned from the meeting")
         before, record = committed.before, committed.record
@@ -214,6 +216,9 @@ class ModerationModule:
         session.begin(record.revision, data, welcome)
         if data is None:
             session.tell(livekit.LiveKitError(error="livekit_unavailable"))
+        for request_id, request in record.state.unmute_requests.items():  # asked before their connection broke
+            if request.participant == session.id and session.has_moderation:
+                session.tell(moderation.UnmuteRequested(request_id=request_id, moderator=request.moderator))
         if before.room_of(session.id) not in {None, record.state.room_of(session.id)}:
             await meeting.remove_identities(session.id, before)
         elif publishable(session.id, before) != publishable(session.id, record.state):
@@ -278,11 +283,10 @@ class ModerationModule:
         sender = CONTROLLER if as_ is None else as_
         command_id = new_command_id()
         began_at = time.perf_counter()
-        action = None
+        action = named_action(spoken, payload)
         answer: Conclusion | Refusal | None
         try:
             command = _parse(spoken, payload)
-            action = _action_of(command)
             if isinstance(command, NeedsSession):
                 answer = Refusal("invalid_command", f"action: {action} is for sessions only")
             else:
@@ -293,7 +297,8 @@ class ModerationModule:
             answer = Refusal("rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
         if as_ is None and isinstance(answer, Refusal) and not await self.has_meeting(room):
             raise NoSuchMeeting(f"the meeting {room} has ended")
-        _log_answer(room, sender, command_id, action, answer, time.perf_counter() - began_at)
+        known_as = "preview" if is_preview(spoken, payload) else action
+        _log_answer(room, sender, command_id, known_as, answer, time.perf_counter() - began_at)
         is_so_already = isinstance(answer, Refusal) and answer.error == "nothing_to_do"
         return result(action, command_id, None if is_so_already else answer)
 
@@ -383,17 +388,17 @@ class ModerationModule:
         spoken = Namespace(namespace)
         if spoken is Namespace.ECHO or (spoken is Namespace.CONTROL and not session.has_control):
             raise ValueError(f"{namespace} is not the module's")
-        if spoken is Namespace.MODERATION:
-            session.has_moderation = True
         if transaction_id is not None and not is_transaction_id(transaction_id):
             raise ValueError("a transaction id is an unsigned 64-bit number or a string of 1 to 64 characters")
+        if spoken is Namespace.MODERATION and not session.has_moderation:
+            session.has_moderation = True
+            session.meeting.run_in_background(self._extend(session))
         command_id = new_command_id()
         began_at = time.perf_counter()
-        action = None
+        action = named_action(spoken, payload)
         answer: Conclusion | Refusal | None
         try:
             command = _parse(spoken, payload)
-            action = _action_of(command)
             self._senders[command_id] = session, transaction_id
             answer = await self._carry_out(session, command, command_id, transaction_id)
         except MessageError as error:
@@ -413,9 +418,13 @@ class ModerationModule:
         for event in answers(spoken, action, command_id, answer, with_result=with_result):
             session.tell(event, transaction_id)
         # When what was told has gone out, since nobody waits for the log.
+        known_as = "preview" if is_preview(spoken, payload) else action
         asyncio.get_running_loop().call_soon(
-            _log_answer, session.room, session.id, command_id, action, answer, duration_s
+            _log_answer, session.room, session.id, command_id, known_as, answer, duration_s
         )
+
+    async def _extend(self, session: Session) -> None:
+        await session.meeting.commit_now(session.id, Extend(session.id))
 
     async def _carry_out(
         self,
@@ -445,7 +454,7 @@ class ModerationModule:
             case moderation.Undo(command_id=undone):
                 answer = await meeting.take_turn(sender, command, command_id)
                 if isinstance(answer, Refusal) and answer.error == "unknown_command_id":
-                    return await self._why_unknown(meeting.room, undone)
+                    return await self._why_unknown(meeting.room, CommandId(undone))
                 return answer
             case control.RaiseHand() | control.LowerHand():
                 committed = await meeting.commit_now(sender, command, command_id)
@@ -479,10 +488,9 @@ class ModerationModule:
             session.meeting.watchers.add(session)
         return None
 
-    async def _why_unknown(self, room: RoomId, command_id: str) -> Refusal:
+    async def _why_unknown(self, room: RoomId, command_id: CommandId) -> Refusal:
         """What a command that the state does not remember is: known from the audit alone, or not at all."""
-        kept = await self._store.audit(room, limit=self.settings.moderation_audit_entries)
-        is_known = any(entry.command_id == command_id for entry in kept)
+        is_known = await self._store.has_audited(room, command_id)
         return Refusal("not_undoable" if is_known else "unknown_command_id")
 
     async def _renew(self, session: Session, transaction_id: TransactionId | None) -> Refusal | None:
@@ -772,10 +780,6 @@ def _parse(
     if namespace is Namespace.CONTROL:
         return parse_payload(payload, control.COMMANDS)
     return parse_payload(payload, moderation.COMMANDS)
-
-
-def _action_of(command: livekit.LiveKitCommand | control.ControlCommand | moderation.ModerationCommand) -> str:
-    return command.command.action if isinstance(command, moderation.Preview) else command.action
 
 
 def _log_answer(

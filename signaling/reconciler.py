@@ -85,6 +85,8 @@ class Reconciler:
         self._told_at: dict[Place, float] = {}
         self._listed_at: dict[LiveKitRoom, float] = {}
         self._locks: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
+        self._unrepaired: dict[Place, tuple[Presence, str]] = {}
+        """Whom LiveKit was found wrong about and could not be set right, as they were found, and what showed it."""
         self._due: set[ParticipantId] = set()
         self._due_since_look: set[ParticipantId] = set()
         self._in_doubt: dict[ParticipantId, float | None] = {}
@@ -481,13 +483,27 @@ class Reconciler:
         found = self._roster.get(place)
         if found is None:
             return
-        await self._note_drift(found, await self.agree(place, Priority.REPAIR), notice.kind)
+        await self.note_drift(found, await self.agree(place, Priority.REPAIR), notice.kind)
         await self._look_for_bypasses([found])
 
-    async def _note_drift(self, found: Presence, finding: Finding, cause: str) -> None:
-        if finding is Finding.CHANGED or finding.is_failure:
+    async def note_drift(self, found: Presence, finding: Finding, cause: str) -> None:
+        """
+        Count that LiveKit was found wrong about somebody, and tell of it when it was set right.
+
+        Args:
+            found: How LiveKit had them.
+            finding: What came of the attempt to set it right.
+            cause: What showed it.
+        """
+        place = (found.room, found.identity)
+        is_known = place in self._unrepaired
+        if not is_known and (finding is Finding.CHANGED or finding.is_failure):
             metrics.DRIFT.labels(cause).inc()
-        if finding is not Finding.CHANGED:
+        if finding.is_failure:
+            self._unrepaired.setdefault(place, (found, cause))
+            return
+        found, cause = self._unrepaired.pop(place, (found, cause))
+        if finding is not Finding.CHANGED and not (is_known and finding is Finding.AGREED):
             return
         metrics.REPAIRS.labels(cause).inc()
         log.info("drift_repaired", room=found.room, participant=found.identity, cause=cause)
@@ -597,12 +613,18 @@ class Reconciler:
             if isinstance(finding, BaseException):  # only now, when all the others have ended
                 raise finding
             owner = owner_of(call.identity, state)
-            if people is None and owner not in due:
-                await self._note_drift(found[call.room, call.identity], finding, "sweep")
+            place = (call.room, call.identity)
+            if place in self._unrepaired or (people is None and owner not in due):
+                await self.note_drift(found[place], finding, "sweep")
             if finding.is_failure:
                 failed.add(owner)
             elif finding is Finding.CHANGED and owner in self._in_doubt:
                 self._in_doubt[owner] = None
+        for place in self._unrepaired.keys() - {(call.room, call.identity) for call in calls}:
+            # A call that went unanswered had its effect after all, or they are gone.
+            if place[0] not in silent:
+                finding = Finding.AGREED if place in self._roster else Finding.ABSENT
+                await self.note_drift(self._unrepaired[place][0], finding, "sweep")
         await self._look_for_bypasses(
             presence
             for presence in self._roster.values()

@@ -32,6 +32,7 @@ from signaling.core.decisions import (
     conclude,
     decide,
     mute_announcements,
+    presenters_of,
     to_moderators,
 )
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
@@ -41,11 +42,12 @@ from signaling.core.enforcement import (
     must_wait,
     owner_of,
     plan,
+    screen_is_taken,
     silencing,
     strangers,
     unmuted_again,
 )
-from signaling.core.participants import Source
+from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_service, publishable, stricter
 from signaling.core.state import BypassNoted, MeetingState, Popouts, apply, new_meeting
 from signaling.errors import MediaServerError, MediaServerUnavailable, StoreError
@@ -195,9 +197,14 @@ class Meeting:
     def sources_for_token(self, record: Record, participant: ParticipantId) -> tuple[Source, ...]:
         """What a token may allow now; while a decision is staged, what it allows is looked at again after the turn."""
         if record.staged is None:
-            return publishable(participant, record.state)
-        self._minted_while_staged.add(participant)
-        return stricter(participant, record.state, record.effective)
+            allowed = publishable(participant, record.state)
+        else:
+            self._minted_while_staged.add(participant)
+            allowed = stricter(participant, record.state, record.effective)
+        if record.state.presenter == participant and screen_is_taken(record.state, self.reconciler.roster, participant):
+            self.reconciler.repair({participant})
+            return tuple(source for source in allowed if source not in SCREEN_SOURCES)
+        return allowed
 
     async def preview(self, sender: ParticipantId, command: AnyCommand, command_id: CommandId) -> Conclusion | Refusal:
         """
@@ -320,20 +327,21 @@ class Meeting:
             return Refusal("livekit_unavailable")
         await self._stage(decision)
         try:
-            seen = await self._carry_out(decision)
-        except MediaServerUnavailable:
-            if not decision.holds:
-                await self._roll_back(decision)
-                return Refusal("livekit_unavailable")
-            concerned = _concerned(decision, (await self.record()).state)
-            seen = Seen(dict.fromkeys(concerned, Finding.UNANSWERED))
-            self.reconciler.doubt(concerned)
+            try:
+                seen = await self._carry_out(decision)
+            except MediaServerUnavailable:
+                if not decision.holds:
+                    await self._roll_back(decision)
+                    return Refusal("livekit_unavailable")
+                concerned = _concerned(decision, (await self.record()).state)
+                seen = Seen(dict.fromkeys(concerned, Finding.UNANSWERED))
+                self.reconciler.doubt(concerned)
+            return await self._conclude(decision, seen)
         except asyncio.CancelledError:
             raise  # this process ends: the decision stays staged, and is finished at the next start
         except Exception:
             await self._roll_back(decision)
             raise
-        return await self._conclude(decision, seen)
 
     async def _stage(self, decision: Decision | None) -> None:
         async with self._writing:
@@ -366,12 +374,16 @@ class Meeting:
                 if await self._store.write(
                     after, announcements=conclusion.announcements, audit=audit if decision.is_action else None
                 ):
-                    self._free_the_screen(record.state, after.state)
+                    self._free_the_screen(record.state, after.state, presenters_of(decision))
                     return conclusion
 
-    def _free_the_screen(self, before: MeetingState, after: MeetingState) -> None:
-        if before.presenter is not None and before.presenter not in after.members:
-            self.reconciler.repair(after.members)  # the presenter has left, and everybody may share again
+    def _free_the_screen(
+        self, before: MeetingState, after: MeetingState, appointed: frozenset[ParticipantId] = frozenset()
+    ) -> None:
+        """Everybody may share again when the presenter leaves, be it while they were being appointed."""
+        presenters = appointed if before.presenter is None else appointed | {before.presenter}
+        if not presenters <= after.members.keys():
+            self.reconciler.repair(after.members)
 
     # --- Carrying out --------------------------------------------------------------------------------------------
 
@@ -436,8 +448,9 @@ class Meeting:
     async def _hold(self, place: Place, before: Presence | None, sources: frozenset[Source]) -> Finding:
         """Take the sources away, which ends their tracks."""
         finding = await self.reconciler.agree(place, Priority.LIVE)
-        is_done = finding in {Finding.CHANGED, Finding.AGREED} and before is not None
-        return silencing(before, sources) if is_done and before is not None else finding
+        if finding.is_failure or finding is Finding.ABSENT:
+            return finding
+        return Finding.NO_TRACK if before is None else silencing(before, sources)
 
     async def _mute_late(
         self,
@@ -619,13 +632,19 @@ class Meeting:
 
     async def _stop_bypass(self, presence: Presence, track: Track, source: Source) -> None:
         """Take the source away at once; what follows from it is decided when the meeting's turn comes."""
+        state = await self.effective_state()
+        who = owner_of(presence.identity, state)
+        if track.sid in state.bypasses.get(who, ()):
+            return  # LiveKit could not be told yet, and will be
         media: Literal["audio", "video"] = "audio" if track.is_sound else "video"
-        who = owner_of(presence.identity, await self.effective_state())
         self._bypasses[track.sid] = BypassNoted(who, source, track.sid, media)
         try:
-            await self.reconciler.agree((presence.room, presence.identity), Priority.REPAIR)
-            metrics.BYPASSES.inc()
-            log.warning("bypass_stopped", room=self.room, participant=who, track_sid=track.sid, source=source.value)
+            finding = await self.reconciler.agree((presence.room, presence.identity), Priority.REPAIR)
+            if finding.is_failure:
+                await self.reconciler.note_drift(presence, finding, "bypass")
+            else:
+                metrics.BYPASSES.inc()
+            log.warning("bypass_found", room=self.room, participant=who, track_sid=track.sid, source=source.value)
             await self.take_turn(CONTROLLER, Bypass(who, source, track.sid, media), new_command_id())
         finally:
             del self._bypasses[track.sid]

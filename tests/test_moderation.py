@@ -9,9 +9,9 @@ import jwt
 import pytest
 from livekit.protocol import models
 
-from signaling import Kind, ParticipantBanned, Role
+from signaling import Kind, ParticipantBanned, Role, StoreError, metrics
 from signaling.core.decisions import Announcement, Decision, conclude, decide
-from signaling.identifiers import CONTROLLER, CommandId, ParticipantId
+from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId
 from signaling.messages import moderation
 from signaling.stores.contract import AuditEntry, Record
 from signaling.stores.memory import MemoryStore
@@ -88,6 +88,72 @@ async def test_unknown_keys_are_refused_without_repeating_them(meeting: MeetingO
     alice, _, _ = await three(meeting)
     result = await alice.moderated("mute", participants=["bob"], hunter2=1)
     assert (result["error"], result["detail"]) == ("invalid_command", "unknown field")
+
+
+@pytest.mark.parametrize(
+    ("action", "fields", "named"),
+    [
+        ("mute", {}, "participants"),
+        ("mute", {"participants": ["bob"], "everyone_except": []}, "participants"),
+        ("mute", {"participants": [f"p{number}" for number in range(5_001)]}, "participants"),
+        ("mute", {"participants": ["bob"], "hold_s": 3_601}, "hold_s"),
+        ("restrict", {"source": "camera", "expires_in_s": 0}, "expires_in_s"),
+        ("restrict", {"source": "camera", "expires_in_s": 86_401}, "expires_in_s"),
+        ("restrict", {"source": "screen_share_audio"}, "source"),
+        ("kick", {"participants": ["bob"], "reason": "x" * 501}, "reason"),
+        ("get_audit", {"limit": 0}, "limit"),
+        ("get_audit", {"limit": 101}, "limit"),
+        ("preview", {"command": {"action": "kick", "participants": ["bob"]}}, "command"),
+    ],
+)
+async def test_what_is_out_of_bounds_is_named_and_changes_nothing(
+    meeting: MeetingOnFake, action: str, fields: dict[str, object], named: str
+) -> None:
+    alice, _, _ = await three(meeting)
+    before = await meeting.module._meetings[ROOM].record()
+    result = await alice.moderated(action, **fields)
+    assert result["error"] == "invalid_command"
+    assert named in result["detail"]
+    assert result["action"] == ("kick" if action == "preview" else action)
+    assert await meeting.module._meetings[ROOM].record() == before
+
+
+async def test_nobody_is_done_nothing_to(meeting: MeetingOnFake) -> None:
+    alice, _, _ = await three(meeting)
+    before = meeting.fake.permissions(ROOM)
+    for action in ("mute", "kick", "unban", "ask_to_unmute"):
+        assert await alice.comes_to(action, participants=[]) == {}
+    for action in ("allow", "disallow", "stop"):
+        assert await alice.comes_to(action, source="camera", participants=[]) == {}
+    assert meeting.fake.permissions(ROOM) == before
+
+
+async def test_a_preview_is_counted_as_a_preview(meeting: MeetingOnFake) -> None:
+    alice, _, _ = await three(meeting)
+    restricted, previewed = (metrics.COMMANDS.labels(action, "ok") for action in ("restrict", "preview"))
+    before = restricted._value.get(), previewed._value.get()
+    result = await alice.moderated("preview", command={"action": "restrict", "source": "camera"})
+    assert result["action"] == "restrict"
+    await asyncio.sleep(0)  # it is logged and counted after the answer
+    assert (restricted._value.get(), previewed._value.get()) == (before[0], before[1] + 1)
+
+
+async def test_what_the_store_does_not_take_is_put_back(fake: FakeRoomService) -> None:
+    class Full(MemoryStore):
+        async def write(
+            self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
+        ) -> bool:
+            if audit is not None:
+                raise StoreError("no space left")
+            return await super().write(record, announcements=announcements, audit=audit)
+
+    async with meeting_on_fake(fake, store=Full()) as meeting:
+        alice, bob, _ = await three(meeting)
+        assert (await alice.moderated("restrict", source="microphone"))["error"] == "unavailable"
+        await until(lambda: meeting.may(bob))
+        record = await meeting.module._meetings[ROOM].record()
+        assert (record.staged, record.state.restricted) == (None, frozenset())
+        assert bob.told("microphone_restrictions_enabled") == []
 
 
 # --- Mutes -------------------------------------------------------------------------------------------------------
@@ -400,7 +466,84 @@ async def test_a_presenter_who_leaves_ends_it(fake: FakeRoomService, leaving: st
         assert ("moderator" in carol.noticed("permissions_changed")[-1]) is (leaving == "kick")
 
 
+async def test_whoever_waits_for_the_screen_can_be_kept_from_their_microphone(meeting: MeetingOnFake) -> None:
+    alice, bob, carol = await three(meeting)
+    await alice.comes_to("set_presenter", participant="carol")
+    microphone = meeting.fake.publish(ROOM, "bob", "microphone")
+    with meeting.fake.refuse("internal", method="UpdateParticipant", identity="carol"):
+        came_to = await alice.moderated("set_presenter", participant="bob")
+        assert outcomes(came_to)["bob"] == "settling"
+        assert await alice.comes_to("mute", participants=["bob"], hold_s=60) == {"bob": "muted"}
+        assert microphone not in [track.sid for track in meeting.fake.participant(ROOM, "bob").tracks]
+        assert (await alice.moderated("restrict", source="camera"))["action"] == "restrict"
+        await bob.send("create_new_access_token")
+        meeting.enter(bob, bob.told("credentials")[-1]["token"])
+        assert not meeting.may(bob, "screen_share"), "while another has the screen, no token gives it"
+    await until(lambda: meeting.may(bob, "screen_share"))
+    assert not meeting.may(carol, "screen_share")
+
+
+async def test_no_service_keeps_a_presenter_waiting_for_the_screen(meeting: MeetingOnFake) -> None:
+    alice, bob, _ = await three(meeting)
+    await meeting.join("recorder", kind=Kind.RECORDER)
+    await alice.comes_to("disallow", source="microphone", participants=["recorder"])
+    await alice.comes_to("set_presenter", participant="alice")
+    assert (await alice.comes_to("set_presenter", participant="bob"))["bob"] == "granted"
+    assert meeting.may(bob, "screen_share")
+
+
+@pytest.mark.parametrize("command", ["set_presenter", "undo"])
+async def test_a_presenter_who_leaves_while_they_are_appointed_leaves_the_screen_to_everybody(
+    meeting: MeetingOnFake, command: str
+) -> None:
+    alice, bob, carol = await three(meeting)
+    fields: dict[str, object] = {"participant": "bob"}
+    if command == "undo":
+        await alice.comes_to("set_presenter", participant="bob")
+        ended = await alice.moderated("set_presenter")
+        fields = {"command_id": ended["command_id"]}
+    with meeting.fake.hang(method="UpdateParticipant", identity="carol") as hanging:
+        appointing = asyncio.create_task(alice.moderated(command, **fields))
+        await hanging.hit()
+        await bob.session.leave()
+    result = await appointing
+    assert (outcomes(result).get("bob", "not_connected"), outcomes(result)["carol"]) == ("not_connected", "unchanged")
+    await until(lambda: meeting.may(alice, "screen_share") and meeting.may(carol, "screen_share"))
+
+
+async def test_a_presenter_stays_so_in_a_breakout_and_while_their_connection_is_broken(meeting: MeetingOnFake) -> None:
+    alice, bob, carol = await three(meeting)
+    await alice.comes_to("set_presenter", participant="bob")
+    await meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red"))
+    await bob.session.disconnect()
+    await alice.moderate("get_state")
+    assert alice.noticed("state")[-1]["presenter"] == "bob"
+    assert not meeting.may(carol, "screen_share")
+
+
 # --- Asking to unmute --------------------------------------------------------------------------------------------
+
+
+async def test_whoever_comes_back_is_told_again_what_they_were_asked(meeting: MeetingOnFake) -> None:
+    alice, bob, _ = await three(meeting)
+    await alice.comes_to("ask_to_unmute", participants=["bob"])
+    (asked,) = bob.noticed("unmute_requested")
+    await bob.session.disconnect()
+    back = await meeting.join("bob")
+    assert back.noticed("unmute_requested") == [asked]
+    result = await back.moderated("answer_unmute_request", request_id=asked["request_id"], accept=False)
+    assert "error" not in result
+
+
+async def test_nobody_is_said_to_be_asked_whose_client_takes_no_questions(meeting: MeetingOnFake) -> None:
+    alice, _, _ = await three(meeting)
+    dave = await meeting.join("dave", extensions=())
+    assert await alice.comes_to("ask_to_unmute", participants=["dave"]) == {"dave": "not_connected"}
+    await dave.moderate("no_such_command")
+    async with asyncio.timeout(5):
+        while await alice.comes_to("ask_to_unmute", participants=["dave"]) != {"dave": "asked"}:
+            pass
+    assert dave.noticed("unmute_requested")
 
 
 async def test_nobody_is_unmuted_by_force_but_asked(meeting: MeetingOnFake) -> None:

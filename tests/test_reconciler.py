@@ -335,7 +335,7 @@ async def test_settling_goes_on_when_nobody_waits_for_it(meeting: OnFake) -> Non
         await asyncio.wait({task}, timeout=0)
         assert meeting.reconciler.is_settling(BOB)
         assert not meeting.reconciler.is_settling(CAROL)
-        assert metrics.SETTLING.collect()[0].samples[0].value == meeting.reconciler.count_settling() == 1
+        assert next(iter(metrics.SETTLING.collect())).samples[0].value == meeting.reconciler.count_settling() == 1
     await until(lambda: not meeting.may(BOB))
     assert await task is Finding.CHANGED
     assert not meeting.reconciler.is_settling(BOB)

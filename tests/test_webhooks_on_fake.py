@@ -8,7 +8,7 @@ import pytest
 from livekit.protocol import models
 from structlog.testing import capture_logs
 
-from signaling import Role, WebhookRefused
+from signaling import Role, WebhookRefused, metrics
 from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.webhooks import sign_webhook, webhook_of
 from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
@@ -238,6 +238,35 @@ async def test_sound_declared_as_camera_loses_the_camera_and_the_second_time_the
     await post.deliver_all()
     assert await bob.session.ended == "kicked"
     await until(lambda: "bob" not in meeting.fake.permissions(ROOM))
+
+
+async def test_a_bypass_counts_as_stopped_when_livekit_has_stopped_it(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob, _ = await restricted(meeting)
+    stopped = metrics.BYPASSES._value.get()
+    with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refused:
+        meeting.fake.publish(ROOM, "bob", "camera", mime_type="audio/opus")
+        await post.deliver_all()
+        await refused.hit(4)
+        assert alice.told("bypass_stopped", "livekit_moderation") == []
+    repaired = await alice.until_told("drift_repaired", "livekit_moderation")
+    assert ("camera" in repaired["found"], "camera" in repaired["expected"]) == (True, False)
+    assert not meeting.may(bob, "camera")
+    assert metrics.BYPASSES._value.get() == stopped
+
+
+async def test_drift_that_livekit_would_not_mend_at_first_is_told_when_it_is(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, token = await restricted(meeting)
+    found, repaired = (metric.labels("participant_joined")._value.get() for metric in (metrics.DRIFT, metrics.REPAIRS))
+    with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refused:
+        meeting.enter(bob, token)
+        await post.deliver_all()
+        await refused.hit(3)
+        assert alice.told("drift_repaired", "livekit_moderation") == []
+    assert (await alice.until_told("drift_repaired", "livekit_moderation"))["participant"] == "bob"
+    assert metrics.DRIFT.labels("participant_joined")._value.get() == found + 1
+    assert metrics.REPAIRS.labels("participant_joined")._value.get() == repaired + 1
 
 
 async def test_the_call_that_stops_a_bypass_waits_for_no_turn(meeting: MeetingOnFake, post: Post) -> None:

@@ -28,6 +28,7 @@ from signaling.core.state import (
     Departed,
     Ended,
     Entered,
+    Extended,
     Granted,
     HandSet,
     Held,
@@ -83,9 +84,22 @@ BYPASSES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Enter:
-    """Somebody joins, or takes over from their own older connection."""
+    """
+    Somebody joins, or takes over from their own older connection.
+
+    Attributes:
+        knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
+    """
 
     participant: Participant
+    knows_moderation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Somebody's client has used the namespace `livekit_moderation` for the first time."""
+
+    participant: ParticipantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +180,7 @@ class NoteUnmutedAgain:
 
 HostCommand = (
     Enter
+    | Extend
     | Depart
     | DepartUnlessBack
     | LoseConnections
@@ -349,11 +364,15 @@ def _decide_for_host(
     state: MeetingState, command: HostCommand, now: float, command_id: CommandId
 ) -> Decision | Refusal:
     match command:
-        case Enter(participant):
+        case Enter(participant, knows_moderation):
             if participant.id in state.bans:
                 return Refusal("banned")
-            changes = tuple(_enter(state, participant, now))
+            changes = tuple(_enter(state, participant, now, knows_moderation=knows_moderation))
             return Decision(command_id, "join", participant.id, now, changes, holds=True)
+        case Extend(participant):
+            if participant not in state.members:
+                return Refusal("nothing_to_do")
+            return Decision(command_id, "extend", participant, now, (Extended(participant),), holds=True)
         case Depart(participant, reason):
             if participant not in state.members:
                 return Refusal("nothing_to_do")
@@ -423,7 +442,7 @@ def _note_bypass(state: MeetingState, command: Bypass, now: float, command_id: C
     return Decision(command_id, "bypass", CONTROLLER, now, changes, effect, holds=True, targets=targets)
 
 
-def _enter(state: MeetingState, participant: Participant, now: float) -> Iterator[Change]:
+def _enter(state: MeetingState, participant: Participant, now: float, *, knows_moderation: bool) -> Iterator[Change]:
     before = state.members.get(participant.id)
     if before is not None and before.breakout != participant.breakout:
         yield Moved(participant.id, participant.breakout)
@@ -436,6 +455,7 @@ def _enter(state: MeetingState, participant: Participant, now: float) -> Iterato
             display_name=participant.display_name,
             breakout=participant.breakout,
             hand_is_up=before is not None and before.hand_is_up,
+            knows_moderation=knows_moderation,
         ),
     )
 
@@ -546,7 +566,9 @@ def _decide_for_moderator(
         case moderation.SetPresenter(participant=presenter):
             if presenter is not None and presenter not in state.members:
                 return Refusal("invalid_command", "participant: is not in this meeting")
-            return replace(action, changes=(PresenterSet(presenter),), effect=_about({Source.SCREEN_SHARE}))
+            targets = frozenset[ParticipantId]() if presenter is None else frozenset({presenter})
+            effect = _about({Source.SCREEN_SHARE})
+            return replace(action, changes=(PresenterSet(presenter),), effect=effect, targets=targets)
         case moderation.AskToUnmute():
             return _ask(state, action, command.participants, now)
         case moderation.Kick():
@@ -596,6 +618,8 @@ def _name(
     allow: bool,
 ) -> Decision:
     targets, unknown = _known(state, named, strangers)
+    departed = unknown & state.departed
+    targets, unknown = targets | departed, unknown - departed  # it holds when they come back
     change = Granted(targets, source) if allow else Revoked(targets, source)
     effect = Agree(targets, _with_sound({source}))
     return replace(action, changes=(change,), effect=effect, targets=targets, unknown=unknown)
@@ -603,16 +627,20 @@ def _name(
 
 def _ask(state: MeetingState, action: Decision, named: tuple[ParticipantId, ...], now: float) -> Decision | Refusal:
     targets, unknown = _known(state, named)
-    connected = {who for who in targets if state.members[who].returns_until is None}
-    wait_s = {who: state.asked_at[who] + ASK_AGAIN_S - now for who in connected & state.asked_at.keys()}
+    reached = {who for who in targets if _may_be_asked(state.members[who])}
+    wait_s = {who: state.asked_at[who] + ASK_AGAIN_S - now for who in reached & state.asked_at.keys()}
     too_soon = {who for who, left_s in wait_s.items() if left_s > 0}
-    if connected and connected == too_soon:
+    if reached and reached == too_soon:
         return Refusal("rate_limit_exceeded", retry_after_s=min(wait_s.values()))
     changes = tuple(
         Asked(f"{action.command_id}-{number}", UnmuteRequest(who, action.sender, now + REQUEST_S), now)
-        for number, who in enumerate(sorted(connected - too_soon), 1)
+        for number, who in enumerate(sorted(reached - too_soon), 1)
     )
     return replace(action, changes=changes, holds=True, targets=targets, unknown=unknown)
+
+
+def _may_be_asked(member: Member) -> bool:
+    return member.returns_until is None and member.knows_moderation and member.kind not in SERVICES
 
 
 def _kick(
@@ -664,7 +692,13 @@ def _undo(state: MeetingState, action: Decision, command_id: CommandId) -> Decis
                 assert_never(setting)
     targets = frozenset(people)
     effect = Agree(None if concerns_everybody else targets, _with_sound(sources))
-    return replace(action, changes=(PutBack(settings),), effect=effect if sources else None, targets=targets)
+    return replace(
+        action,
+        changes=(PutBack(settings),),
+        effect=effect if sources else None,
+        targets=targets,
+        reason=f"undoes {command_id}",
+    )
 
 
 def _may_be_put_back(state: MeetingState, setting: Setting, now: float) -> bool:
@@ -795,6 +829,20 @@ def conclude(
         repaired_later=in_order(failed) if isinstance(effect, Agree | Expel) or _is_held(effect) else (),
         error="livekit_unavailable" if failed else None,
     )
+
+
+def presenters_of(decision: Decision) -> frozenset[ParticipantId]:
+    """Whom a decision makes the presenter, if they are here when it is concluded."""
+    made = set[ParticipantId | None]()
+    for change in decision.changes:
+        match change:
+            case PresenterSet(participant):
+                made.add(participant)
+            case PutBack(settings):
+                made |= {setting.participant for setting in settings if isinstance(setting, PresenterWas)}
+            case _:
+                pass
+    return frozenset(who for who in made if who is not None)
 
 
 def _is_held(effect: Effect | None) -> bool:
@@ -938,7 +986,7 @@ def _announce(
                 if _is_seen(after, participant):
                     yield Announcement(Everyone(target), _update(after, participant))
         case Granted(participants, Source.SCREEN_SHARE) | Revoked(participants, Source.SCREEN_SHARE):
-            reached = (who for who in participants if who not in seen or not seen[who].is_failure)
+            reached = (who for who in participants if not _failed(seen, who))
             event = livekit.ScreenSharePermissionsUpdated(
                 grant=isinstance(change, Granted), participants=in_order(reached)
             )
@@ -952,7 +1000,7 @@ def _announce(
                     request_id=request_id, participant=closed.participant, accepted=was_accepted
                 )
                 yield Announcement(Only(frozenset({closed.moderator})), answered)
-        case BypassNoted(participant, source, track, media):
+        case BypassNoted(participant, source, track, media) if not _failed(seen, participant):
             stopped = moderation.BypassStopped(
                 participant=participant, track_sid=track, declared=source.value, media=media
             )
@@ -962,6 +1010,10 @@ def _announce(
                 yield to_moderators(after, moderation.UnmutedAgain(participant=participant))
         case _:
             pass  # nobody is told of it by an event of its own
+
+
+def _failed(seen: Mapping[ParticipantId, Finding], participant: ParticipantId) -> bool:
+    return participant in seen and seen[participant].is_failure
 
 
 def _announce_entering(before: MeetingState, after: MeetingState, participant: ParticipantId) -> Iterator[Announcement]:
@@ -1012,7 +1064,7 @@ def _outcomes(
     if effect is None and not decision.is_action:
         return
     everyone = isinstance(effect, Agree) and effect.participants is None
-    concerned = frozenset(after.members) if everyone else decision.targets
+    concerned = decision.targets | after.members.keys() if everyone else decision.targets
     for participant in sorted(concerned | decision.unknown | decision.exempt):
         finding = seen.get(participant, Finding.ABSENT)
         if participant in decision.unknown:
@@ -1071,15 +1123,19 @@ def _came_to(
                 return "exempt"
             case Restricted(source) | Unrestricted(source):
                 return _compare(before, after, participant, frozenset({source}))
-            case PresenterSet(presenter):
+            case RoleGiven() if before.is_moderator(participant) != after.is_moderator(participant):
+                return "granted" if after.is_moderator(participant) else "revoked"
+            case PresenterSet():
+                if participant not in after.members:
+                    return "not_connected"
                 if not obeys_room(participant, after):
                     return "exempt"
                 has = Source.SCREEN_SHARE in publishable(participant, after)
-                if has and participant == presenter != before.presenter:
+                if has and participant == change.participant != before.presenter:
                     return "granted"
                 return _compare(before, after, participant, SCREEN_SOURCES)
             case _:
-                pass  # a role shows in `control`; here it is what it does to the rights
+                pass
     return _compare(before, after, participant, frozenset(Source))
 
 

@@ -100,11 +100,18 @@ def must_wait(state: MeetingState, presence: Presence, roster: Collection[Presen
     return (
         state.presenter == ParticipantId(presence.identity)
         and Source.SCREEN_SHARE not in presence.permission.allowed()
-        and any(
-            Source.SCREEN_SHARE in other.permission.allowed() and not is_exempt(state, other)
-            for other in roster
-            if other.identity != presence.identity
-        )
+        and screen_is_taken(state, roster, ParticipantId(presence.identity))
+    )
+
+
+def screen_is_taken(state: MeetingState, roster: Iterable[Presence], presenter: ParticipantId) -> bool:
+    """Whether LiveKit still lets anybody share who may not, beside the presenter."""
+    return any(
+        Source.SCREEN_SHARE in other.permission.allowed()
+        and not is_exempt(state, other)
+        and Source.SCREEN_SHARE not in publishable(ParticipantId(other.identity), state, is_service=is_service(other))
+        for other in roster
+        if ParticipantId(other.identity) != presenter
     )
 
 

@@ -41,6 +41,7 @@ class Member:
         role: What the host let them in with; `MeetingState.role_of` says what holds.
         joined_at: Seconds since the epoch.
         returns_until: When their place is given up, in seconds since the epoch; `None` while connected.
+        knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
     """
 
     role: Role
@@ -50,6 +51,7 @@ class Member:
     breakout: BreakoutId | None = None
     hand_is_up: bool = False
     returns_until: float | None = None
+    knows_moderation: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +314,13 @@ class HandSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Extended:
+    """Somebody's client takes events of the namespace `livekit_moderation` from now on."""
+
+    participant: ParticipantId
+
+
+@dataclass(frozen=True, slots=True)
 class RoleGiven:
     """A role was given or taken; what was decided by name about this person's screen is forgotten with it."""
 
@@ -471,6 +480,7 @@ Change = (
     | ConnectionLost
     | Moved
     | HandSet
+    | Extended
     | RoleGiven
     | Restricted
     | Unrestricted
@@ -527,7 +537,9 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case Moved(participant, breakout):
             return _move(state, participant, breakout)
         case HandSet(participant, up):
-            return _change_member(state, participant, hand_is_up=up)
+            return _change_member(state, participant, lambda member: replace(member, hand_is_up=up))
+        case Extended(participant):
+            return _change_member(state, participant, lambda member: replace(member, knows_moderation=True))
         case RoleGiven(participant, role):
             forgotten = _name_nobody(state, Source.SCREEN_SHARE, frozenset({participant}))
             if role is not Role.MODERATOR:
@@ -543,12 +555,11 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case Granted(participants, source):
             return _grant(state, participants, source)
         case Revoked(participants, source):
-            cleared = _name(_name_nobody(state, source, participants), participants, source)
-            return replace(cleared, blocks=cleared.blocks | {Block(who, source) for who in participants})
+            return _revoke(state, participants, source)
         case Held(participants, sources, until):
             held = {who: {**state.holds.get(who, {}), **dict.fromkeys(sources, until)} for who in participants}
-            named = _name(state, participants, *sources)
-            return replace(named, holds={**state.holds, **held}) if sources else state
+            holds = {**state.holds, **held} if sources else state.holds
+            return replace(_keep_from(state, participants, sources), holds=holds)
         case HoldsEnded(at):
             return replace(state, holds=_holds_that(state, lambda _, __, until: until > at))
         case BypassNoted(participant, source, track, _):
@@ -614,11 +625,11 @@ def _restrict(state: MeetingState, source: Source, until: float | None) -> Meeti
     return replace(state, restricted=state.restricted | {source}, restricted_until=ends)
 
 
-def _change_member(state: MeetingState, participant: ParticipantId, *, hand_is_up: bool) -> MeetingState:
+def _change_member(state: MeetingState, participant: ParticipantId, change: Callable[[Member], Member]) -> MeetingState:
     member = state.members.get(participant)
     if member is None:
         return state
-    return replace(state, members={**state.members, participant: replace(member, hand_is_up=hand_is_up)})
+    return replace(state, members={**state.members, participant: change(member)})
 
 
 def _depart(state: MeetingState, participant: ParticipantId, at: float, *, is_removed: bool) -> MeetingState:
@@ -662,6 +673,21 @@ def _name_nobody(state: MeetingState, source: Source, participants: frozenset[Pa
     if (named := listed.get(source)) is not None and named & participants:
         listed = {**listed, source: named - participants}
     return replace(state, listed=listed, blocks=state.blocks - {Block(who, source) for who in participants})
+
+
+def _keep_from(
+    state: MeetingState, participants: frozenset[ParticipantId], sources: AbstractSet[Source]
+) -> MeetingState:
+    named = _name(state, participants, *sources)
+    if Source.MICROPHONE not in sources:
+        return named
+    # Nobody lifts by a yes what was decided after the question.
+    return _drop_requests(named, lambda request: request.participant in participants)
+
+
+def _revoke(state: MeetingState, participants: frozenset[ParticipantId], source: Source) -> MeetingState:
+    kept = _keep_from(_name_nobody(state, source, participants), participants, {source})
+    return replace(kept, blocks=kept.blocks | {Block(who, source) for who in participants})
 
 
 def _grant(state: MeetingState, participants: frozenset[ParticipantId], source: Source) -> MeetingState:

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Final, Protocol, assert_never
 
 import structlog
@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from signaling import metrics
-from signaling.answers import answers, asks_for_result
+from signaling.answers import answers, asks_for_result, named_action
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
@@ -31,11 +31,6 @@ log = structlog.get_logger(__name__)
 _PONG: Final = echo.Pong()
 MAX_RUNNING: Final = 128
 """Commands of one connection without an answer yet; twice what a meeting lets wait."""
-_COMMANDS: Final[Mapping[Namespace, Mapping[str, object]]] = {
-    Namespace.LIVEKIT: livekit.COMMANDS,
-    Namespace.MODERATION: moderation.COMMANDS,
-    Namespace.CONTROL: control.COMMANDS,
-}
 
 
 class Spawn(Protocol):
@@ -134,9 +129,7 @@ class Connection:
     def _refuse(self, frame: Frame, retry_after_s: float) -> None:
         """Refuse one command too many, in its own namespace, and with a `result` where one was asked for."""
         payload = frame.payload
-        action = payload.get("action") if isinstance(payload, dict) else None
-        if not isinstance(action, str) or action not in _COMMANDS[frame.namespace]:
-            action = None
+        action = named_action(frame.namespace, payload)
         may_have_result = self._session is not None and (
             self._session.has_moderation or frame.namespace is Namespace.MODERATION
         )

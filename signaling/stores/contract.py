@@ -96,6 +96,9 @@ class Store(Protocol):
         Nothing follows an entry that is not kept (any more).
         """
 
+    async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
+        """Whether an entry of this command is kept."""
+
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on, in the event loop. It must not raise or wait."""
 

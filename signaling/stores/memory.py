@@ -82,6 +82,10 @@ class MemoryStore(Store):
             start = len(entries)  # it was dropped, and so were those before it
         return tuple(entries[start : start + limit])
 
+    async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
+        """Whether an entry of this command is kept."""
+        return any(entry.command_id == command_id for entry in self._audit.get(room, ()))
+
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)

@@ -152,6 +152,10 @@ class SQLiteStore(Store):
         """The newest entries of a meeting, newest first."""
         return await self._do(partial(_audit, room, limit, before))
 
+    async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
+        """Whether an entry of this command is kept."""
+        return await self._do(partial(_has_audited, room, command_id))
+
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
@@ -349,6 +353,11 @@ def _forget(room: RoomId, revision: int, database: sqlite3.Connection) -> bool:
         return False
     database.execute("DELETE FROM audit WHERE room = ?", (room,))
     return True
+
+
+def _has_audited(room: RoomId, command_id: CommandId, database: sqlite3.Connection) -> bool:
+    found = database.execute("SELECT 1 FROM audit WHERE room = ? AND command_id = ?", (room, command_id))
+    return found.fetchone() is not None
 
 
 def _audit(room: RoomId, limit: int, before: CommandId | None, database: sqlite3.Connection) -> tuple[AuditEntry, ...]:

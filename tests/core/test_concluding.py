@@ -294,14 +294,12 @@ def test_and_of_one_taken(command: AnyCommand) -> None:
 @pytest.mark.parametrize(
     ("steps", "command", "outcome"),
     [
-        ([], promote(BOB), "unchanged"),
-        ([(ALICE, enable())], promote(BOB), "unrestricted"),
-        ([(ALICE, enable()), (ALICE, promote(BOB))], demote(BOB), "restricted"),
-        ([(ALICE, revoke(BOB))], promote(BOB), "unrestricted"),
-        ([(ALICE, enable(BOB))], promote(BOB), "unchanged"),
+        ([], promote(BOB), "granted"),
+        ([(ALICE, promote(BOB))], demote(BOB), "revoked"),
+        ([(CONTROLLER, ChangeRole(BOB, Role.GUEST))], ChangeRole(BOB, Role.USER), "unchanged"),
     ],
 )
-def test_what_a_role_came_to_for_the_persons_rights(
+def test_what_giving_or_taking_a_role_came_to(
     steps: list[tuple[ParticipantId, AnyCommand]], command: AnyCommand, outcome: str
 ) -> None:
     assert outcomes(concluded(after(MEETING, *steps), ALICE, command)) == {BOB: outcome}

@@ -404,6 +404,15 @@ def test_what_was_kept_from_a_service_by_name_is_given_back(kept: Change, given_
     assert plan(lifted, [replace(feed, permission=allowing(*ALL))]) == []
 
 
+def test_nobody_waits_for_the_screen_of_a_service_that_is_named_for_something_else() -> None:
+    feed = Presence(MAIN, Identity("feed"), allowing(SCREEN), kind=LiveKitKind.INGRESS)
+    popout = present("bob-popout1", *ALL)
+    presenting = changed(WITH_POPOUT, Revoked(frozenset({ParticipantId("feed")}), CAMERA), PresenterSet(BOB))
+    assert not must_wait(presenting, present(BOB, CAMERA), [feed, popout])
+    named = changed(presenting, Revoked(frozenset({ParticipantId("feed")})))
+    assert must_wait(named, present(BOB, CAMERA), [feed, popout])
+
+
 def test_a_phone_caller_who_never_joined_is_restricted_like_anyone() -> None:
     phone = Presence(MAIN, Identity("sip:49"), allowing(*ALL), kind=LiveKitKind.SIP)
     assert plan(RESTRICTED, [phone]) == [Allow(MAIN, Identity("sip:49"), WITHOUT_MICROPHONE, Priority.IDLE)]

@@ -9,12 +9,14 @@ from signaling.core.decisions import (
     Depart,
     Enter,
     Expire,
+    Extend,
     LoseConnections,
     NoteUnmutedAgain,
     Refusal,
     conclude,
     decide,
     microphone_restrictions,
+    presenters_of,
 )
 from signaling.core.effects import Agree, Expel, Finding, Mute, Stop
 from signaling.core.participants import SCREEN_SOURCES, Kind
@@ -336,6 +338,19 @@ def test_a_presenter_who_is_blocked_by_name_is_told_so_by_the_outcome() -> None:
     assert outcomes(concluded(state, ALICE, SetPresenter(participant=BOB)))[BOB] == "unchanged"
 
 
+def test_a_presenter_who_left_while_they_were_being_set_is_none() -> None:
+    appointed = decided(MEETING, ALICE, SetPresenter(participant=BOB))
+    conclusion = conclude(left(MEETING, BOB), appointed)
+    assert conclusion.state.presenter is None
+    assert outcomes(conclusion) == {ALICE: "unchanged", BOB: "not_connected", CAROL: "unchanged"}
+    assert presenters_of(appointed) == {BOB}
+    ended = concluded(after(MEETING, (ALICE, SetPresenter(participant=BOB))), ALICE, SetPresenter())
+    undone = decided(ended.state, ALICE, Undo(command_id="c-1"))
+    assert presenters_of(undone) == {BOB}
+    for makes_nobody in (SetPresenter(), Restrict(source="camera")):
+        assert presenters_of(decided(MEETING, ALICE, makes_nobody)) == frozenset()
+
+
 def test_a_presenter_must_be_here() -> None:
     assert refused(MEETING, ALICE, SetPresenter(participant=DAVE)) == (
         "invalid_command",
@@ -348,6 +363,17 @@ def test_when_the_presenter_leaves_the_others_are_told_and_nobody_did_it() -> No
     conclusion = concluded(state, BOB, Depart(BOB))
     assert conclusion.state.presenter is None
     assert rights(noticed(conclusion, CAROL)[0]) == (ALL, "presenter", None)
+
+
+# --- People who are not here -------------------------------------------------------------------------------------
+
+
+def test_what_is_decided_by_name_about_who_has_left_holds_when_they_come_back() -> None:
+    state = after(left(MEETING, BOB), (ALICE, Disallow(source="camera", participants=(BOB, EVE))))
+    assert CAMERA not in publishable(BOB, joined(state, somebody(BOB)))
+    lifted = concluded(state, ALICE, moderation.Allow(source="camera", participants=(BOB, EVE)))
+    assert outcomes(lifted) == {BOB: "granted", EVE: "unknown"}
+    assert publishable(BOB, joined(lifted.state, somebody(BOB))) == ALL
 
 
 # --- Asking to unmute --------------------------------------------------------------------------------------------
@@ -384,6 +410,36 @@ def test_whoever_was_asked_just_before_does_not_keep_others_from_being_asked() -
 
 YES = AnswerUnmuteRequest(request_id="c-1-1", accept=True)
 NO = AnswerUnmuteRequest(request_id="c-1-1", accept=False)
+
+
+@pytest.mark.parametrize(
+    "unreached",
+    [
+        Enter(somebody(BOB), knows_moderation=False),
+        Enter(somebody(BOB, kind=Kind.RECORDER)),
+        LoseConnections(frozenset({BOB}), AT + 10),
+    ],
+)
+def test_nobody_counts_as_asked_whom_no_question_reaches(unreached: AnyCommand) -> None:
+    conclusion = concluded(after(MEETING, (CONTROLLER, unreached)), ALICE, AskToUnmute(participants=(BOB,)))
+    assert outcomes(conclusion) == {BOB: "not_connected"}
+    assert (noticed(conclusion, BOB), conclusion.state.unmute_requests) == ([], {})
+
+
+def test_whose_client_learns_the_namespace_later_may_be_asked_then() -> None:
+    deaf = after(MEETING, (CONTROLLER, Enter(somebody(BOB), knows_moderation=False)))
+    hears = after(deaf, (CONTROLLER, Extend(BOB)))
+    assert outcomes(concluded(hears, ALICE, AskToUnmute(participants=(BOB,)))) == {BOB: "asked"}
+    assert decide(MEETING, CONTROLLER, Extend(DAVE), now=AT, command_id=COMMAND) == Refusal("nothing_to_do")
+
+
+@pytest.mark.parametrize(
+    "later",
+    [Disallow(source="microphone", participants=(BOB,)), moderation.Mute(participants=(BOB,), hold_s=600)],
+)
+def test_a_yes_does_not_lift_what_was_decided_after_the_question(later: AnyCommand) -> None:
+    state = after(ASKED, (ALICE, later))
+    assert decide(state, BOB, YES, now=AT, command_id=COMMAND) == Refusal("unknown_request_id")
 
 
 def test_accepting_is_an_allowance_by_the_moderators_wish() -> None:

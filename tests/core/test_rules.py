@@ -205,8 +205,9 @@ class Model:
     def commands(self, sender: ParticipantId) -> bool:
         return self.has_begun if sender == CONTROLLER else self.moderates(sender)
 
-    def _connected(self, named: Collection[ParticipantId]) -> set[ParticipantId]:
-        return set(named) & self.tickets.keys() - self.away_until.keys()
+    def _askable(self, named: Collection[ParticipantId]) -> set[ParticipantId]:
+        people = set(named) & self.tickets.keys() - self.away_until.keys()
+        return {who for who in people if self.tickets[who][1] is not Kind.RECORDER}
 
     def may(self, who: ParticipantId, source: Source) -> bool:
         rule = SCREEN if source is SCREEN_AUDIO else source
@@ -262,7 +263,7 @@ class Model:
             case _ if not self.commands(sender):
                 return "insufficient_permissions"
             case moderation.AskToUnmute(participants=named):
-                connected = self._connected(named)
+                connected = self._askable(named)
                 return "rate_limit_exceeded" if connected and connected <= self.asked else None
             case control.GrantModeratorRole(target=target):
                 return self._refuses_role(target, Role.MODERATOR)
@@ -310,9 +311,9 @@ class Model:
             case livekit.DisableMicrophoneRestrictions():
                 self._lift(MICROPHONE)
             case livekit.GrantScreenSharePermission(participants=named):
-                self._allow(set(named) & set(self.tickets), SCREEN)
+                self._allow(set(named) & self.seen, SCREEN)
             case livekit.RevokeScreenSharePermission(participants=named):
-                self._disallow(set(named) & set(self.tickets), SCREEN)
+                self._disallow(set(named) & self.seen, SCREEN)
             case control.RaiseHand():
                 self.hands.add(sender)
             case control.LowerHand(target=target):
@@ -329,16 +330,18 @@ class Model:
             case moderation.Unrestrict(source=source):
                 self._lift(Source(source))
             case moderation.Allow(source=source, participants=named):
-                self._allow(set(named) & set(self.tickets), Source(source))
+                self._allow(set(named) & self.seen, Source(source))
             case moderation.Disallow(source=source, participants=named):
-                self._disallow(set(named) & set(self.tickets), Source(source))
+                self._disallow(set(named) & self.seen, Source(source))
             case moderation.Mute(sources=sources, hold_s=hold_s) if hold_s is not None:
                 for who in self._muted(sender, command):
                     self.held.update({(who, Source(source)): AT + hold_s for source in sources})
+                    for held in sources:
+                        self._forget_requests({who}, Source(held))
             case moderation.SetPresenter(participant=who):
                 self.presenter = who
             case moderation.AskToUnmute(participants=named):
-                for number, who in enumerate(sorted(self._connected(named) - self.asked), 1):
+                for number, who in enumerate(sorted(self._askable(named) - self.asked), 1):
                     self.requests = {key: id_ for key, id_ in self.requests.items() if id_ != f"c-{number}"}
                     self.requests[sender, who] = f"c-{number}"
                     self.asked.add(who)  # and no time passes until nobody would be asked again
@@ -407,6 +410,11 @@ class Model:
     def _disallow(self, people: set[ParticipantId], source: Source) -> None:
         self.lists.get(source, set()).difference_update(people)
         self.disallowed |= {(who, source) for who in people}
+        self._forget_requests(people, source)
+
+    def _forget_requests(self, people: Collection[ParticipantId], source: Source) -> None:
+        if source is MICROPHONE:
+            self.requests = {pair: id_ for pair, id_ in self.requests.items() if pair[1] not in people}
 
     def _give(self, who: ParticipantId, role: Role) -> None:
         self.given[who] = role
@@ -552,7 +560,7 @@ def test_whoever_is_refused_changes_nothing(state: MeetingState, step: Step) -> 
     decision = decide(state, *step, now=AT, command_id=CommandId("c"))
     assert repr(state) == before
     if isinstance(decision, Refusal):
-        assert decision == decide(state, *step, now=AT + 100, command_id=CommandId("d"))
+        assert decision == decide(state, *step, now=AT, command_id=CommandId("d"))
         assert carry_out(state, [step]) is state
 
 

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import itertools
 import time
 from typing import Any
@@ -78,9 +79,7 @@ def test_a_published_track_is_read_with_its_source_and_what_it_really_is(webhook
     assert (notice.track.source, notice.track.is_sound) == (Source.CAMERA, True)
 
 
-@pytest.mark.parametrize(
-    "event", ["room_started", "track_unpublished", "participant_connection_aborted", "", "new_kind"]
-)
+@pytest.mark.parametrize("event", ["room_started", "track_unpublished", "participant_connection_aborted", "new_kind"])
 def test_from_other_events_nothing_follows(webhooks: Webhooks, event: str) -> None:
     body = body_of(event, participant=models.ParticipantInfo(identity="bob"))
     assert webhooks.open(body, sign_webhook(body, KEY, SECRET)) is None
@@ -109,7 +108,7 @@ def test_a_token_of_ours_that_does_not_sign_this_body_is_no_signature(webhooks: 
     assert refusal(webhooks, body_of("room_finished"), jwt.encode(claims, SECRET)) == "forged"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"event": 5}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"event": 5}', b"[" * 100_000, b"[]", b'"x"', b'{"room":[]}'])
 def test_what_is_no_event_is_unparsable(webhooks: Webhooks, body: bytes) -> None:
     assert refusal(webhooks, body) == "unparsable"
 
@@ -119,7 +118,19 @@ def test_each_is_used_once(webhooks: Webhooks, clock: Clock) -> None:
     authorization = sign_webhook(body, KEY, SECRET)
     assert webhooks.open(body, authorization) is not None
     assert refusal(webhooks, body, authorization) == "replayed"
-    assert refusal(webhooks, body_of("room_finished", id="")) == "replayed"
+
+
+def test_an_event_without_its_kind_or_id_is_unparsable(webhooks: Webhooks) -> None:
+    for body in (body_of(""), body_of("room_finished", id="")):
+        assert refusal(webhooks, body) == "unparsable"
+
+
+def test_one_whose_signature_has_run_out_with_it_is_too_old_and_not_forged(webhooks: Webhooks, clock: Clock) -> None:
+    for age_s in (6 * 60, -120):
+        body = body_of("room_finished", created_at=int(clock.now) - age_s)
+        sha256 = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        claims = {"iss": KEY, "nbf": int(time.time()) - age_s, "exp": int(time.time()) - age_s + 300, "sha256": sha256}
+        assert refusal(webhooks, body, jwt.encode(claims, SECRET)) == "stale"
 
 
 @pytest.mark.parametrize(

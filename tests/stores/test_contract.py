@@ -310,6 +310,15 @@ async def test_nothing_comes_after_an_entry_that_is_not_kept(store: Store) -> No
     assert await store.audit(RoomId("never"), limit=10, before=CommandId("c-1")) == ()
 
 
+async def test_an_entry_is_known_by_its_command_while_it_is_kept(store: Store) -> None:
+    await write_entries(store, *range(1, AUDIT_ENTRIES + 2))
+    known = [
+        number for number in range(1, AUDIT_ENTRIES + 3) if await store.has_audited(BOARD, CommandId(f"c-{number}"))
+    ]
+    assert known == list(range(2, AUDIT_ENTRIES + 2))
+    assert not await store.has_audited(OTHER, CommandId("c-2"))
+
+
 async def test_a_limit_of_0_is_nothing(store: Store) -> None:
     await write_entries(store, 1)
     assert await store.audit(BOARD, limit=0) == ()
