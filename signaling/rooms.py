@@ -602,7 +602,7 @@ class Meeting:
         unknown = {
             ParticipantId(presence.identity)
             for presence in self.reconciler.roster
-            if is_stranger(state, presence) and not is_service(presence)
+            if _is_unknown(state, presence)
         }
         events = [moderation.UnknownParticipant(identity=who) for who in sorted(unknown - self._strangers_told)]
         self._strangers_told = unknown
@@ -621,7 +621,7 @@ class Meeting:
         )
         announcements = [to_moderators(state, repaired)]
         who = ParticipantId(found.identity)
-        if is_stranger(state, found) and not is_service(found) and who not in self._strangers_told:
+        if _is_unknown(state, found) and who not in self._strangers_told:
             self._strangers_told.add(who)
             announcements.append(to_moderators(state, moderation.UnknownParticipant(identity=who)))
         await self._announce(announcements)
@@ -866,6 +866,12 @@ def _worsen(findings: dict[ParticipantId, Finding], participant: ParticipantId, 
 
 def _finding(task: asyncio.Task[Finding] | None) -> Finding:
     return task.result() if task is not None and task.done() and not task.cancelled() else Finding.UNANSWERED
+
+
+def _is_unknown(state: MeetingState, presence: Presence) -> bool:
+    """Whether it is somebody who has never joined, not one who was here and is back with an old token."""
+    was_here = ParticipantId(presence.identity) in state.departed
+    return is_stranger(state, presence) and not is_service(presence) and not was_here
 
 
 def _live(presence: Presence, sources: frozenset[Source]) -> list[Track]:

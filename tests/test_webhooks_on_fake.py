@@ -205,6 +205,19 @@ async def test_moderators_are_told_once_of_somebody_who_never_joined(fake: FakeR
         assert len(alice.told("unknown_participant", "livekit_moderation")) == 1
 
 
+async def test_who_comes_back_after_a_kick_is_not_unknown(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        post = Post(meeting)
+        alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+        await alice.comes_to("kick", participants=["bob"])
+        meeting.enter(bob, bob.token)
+        await post.deliver_all()
+        assert (await alice.until_told("drift_repaired", "livekit_moderation"))["participant"] == "bob"
+        looks = len(meeting.calls("ListParticipants"))
+        await until(lambda: len(meeting.calls("ListParticipants")) > looks + 1)
+        assert alice.told("unknown_participant", "livekit_moderation") == []
+
+
 async def test_moderators_are_told_of_somebody_who_unmutes_again(fake: FakeRoomService) -> None:
     async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
         alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
