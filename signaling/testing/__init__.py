@@ -6,7 +6,7 @@ from signaling.lazily import names_of
 
 if TYPE_CHECKING:
     from signaling.testing.child import ParticipantError, ParticipantProcessDied
-    from signaling.testing.client import NotTold, Received, SignalingClient
+    from signaling.testing.client import NotTold, Received, SignalingClient, SignalingRefused
     from signaling.testing.fake_room_service import FakeRoomService
     from signaling.testing.hosting import RunningServer
     from signaling.testing.meeting import Meeting, Person
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SignalOnlyParticipant,
         WaitedInVain,
         participant_token,
+        room_service_answers,
     )
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
     "RunningServer",
     "SignalOnlyParticipant",
     "SignalingClient",
+    "SignalingRefused",
     "WaitedInVain",
     "participant_token",
+    "room_service_answers",
 ]
 
 if not TYPE_CHECKING:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from signaling.errors import SignalingError
@@ -20,6 +20,21 @@ SUBPROTOCOL = Subprotocol("opentalk-signaling-json-v1.0")
 
 class NotTold(SignalingError):
     """What was waited for did not come in time; the message lists what came instead."""
+
+
+class SignalingRefused(SignalingError):
+    """
+    The server did not let the client connect.
+
+    Attributes:
+        status: Of HTTP.
+        error: Why, such as `banned`; empty if whoever answered did not say.
+    """
+
+    def __init__(self, status: int, error: str) -> None:
+        super().__init__(f"the server refused the connection: {status} {error}".rstrip())
+        self.status = status
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,9 @@ class SignalingClient:
     Args:
         url: Of the server, as its ready line has it.
         ticket: Used once.
+
+    Raises:
+        SignalingRefused: When entering: the server lets nobody in with this ticket.
     """
 
     def __init__(self, url: str, ticket: str) -> None:
@@ -62,12 +80,15 @@ class SignalingClient:
         self.inbox: list[Received] = []
 
     async def __aenter__(self) -> Self:
-        self._connection = await connect(
-            self._url,
-            subprotocols=[SUBPROTOCOL, Subprotocol(f"ticket#{self._ticket}")],
-            compression=None,
-            max_size=None,
-        )
+        try:
+            self._connection = await connect(
+                self._url,
+                subprotocols=[SUBPROTOCOL, Subprotocol(f"ticket#{self._ticket}")],
+                compression=None,
+                max_size=None,
+            )
+        except InvalidStatus as refused:
+            raise SignalingRefused(refused.response.status_code, _error(refused.response.body or b"")) from refused
         self._reading = asyncio.create_task(self._read(self._connection), name="signaling-client")
         return self
 
@@ -179,3 +200,9 @@ class SignalingClient:
                 async with self._arrived:
                     self.inbox.append(received)
                     self._arrived.notify_all()
+
+
+def _error(body: bytes | bytearray) -> str:
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return str(json.loads(body)["error"])
+    return ""  # a proxy answered, in whatever words

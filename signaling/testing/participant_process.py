@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -120,6 +120,7 @@ class _Participant:
         self._room: rtc.Room | None = None
         self._published: dict[str, _Published] = {}
         self._media: dict[tuple[str, str], _Medium] = {}
+        self._heard: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
         self._watched: set[tuple[str, str]] = set()
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._toggled_at = float("-inf")
@@ -241,7 +242,9 @@ class _Participant:
 
     # --- Publishing ----------------------------------------------------------------------------------------------
 
-    async def publish(self, source: str, *, frequency_hz: int, is_sound: bool | None, anyway: bool) -> _Reply:
+    async def publish(
+        self, source: str, *, frequency_hz: int, is_sound: bool | None, anyway: bool, within_s: float
+    ) -> _Reply:
         me = self._connected.local_participant
         await self._unpublish_old(source)
         number = _source_number(source)
@@ -265,12 +268,16 @@ class _Participant:
             track = rtc.LocalVideoTrack.create_video_track(source, made)
             feeding = asyncio.create_task(_show(made), name=f"picture of {me.identity}")
         try:
-            publication = await me.publish_track(track, options)
+            async with asyncio.timeout(within_s):
+                publication = await me.publish_track(track, options)
         except BaseException as error:
             feeding.cancel()
             await made.aclose()
             if isinstance(error, PublishTrackError):
                 raise _Refused("PublishRefused", f"{me.identity} may not publish {source}: {error}") from error
+            if isinstance(error, TimeoutError):
+                words = f"LiveKit did not take {me.identity}'s {source} within {within_s:g} s"
+                raise _Refused("PublishRefused", words) from error
             raise
         self._published[source] = _Published(track, publication.sid, made, feeding)
         return {"track_sid": publication.sid}
@@ -350,18 +357,28 @@ class _Participant:
 
         return await self._until(last, f"{identity} was still perceived by {source}", timeout_s)
 
+    async def heard_for(self, identity: str, *, since: float, until: float) -> _Reply:
+        """How much could be heard of somebody between these times, whatever source it came under."""
+        self._check_listening()
+        await asyncio.sleep(until - time.monotonic())
+        return {"seconds": sum(since <= at <= until for at in self._heard[identity]) * _HEARD_MS / 1000}
+
     async def level(self, identity: str, source: str) -> _Reply:
         return {"level": self._medium(identity, source).level}
 
     def _medium(self, identity: str, source: str) -> _Medium:
-        if source in _SOUNDS and not self._listens:
-            raise _Refused("ParticipantError", "the participant does not listen: connect it with listens=True")
+        if source in _SOUNDS:
+            self._check_listening()
         if source not in _SOUNDS and (identity, source) not in self._watched:
             self._watched.add((identity, source))
             other = self._connected.remote_participants.get(identity)
             for publication in () if other is None else other.track_publications.values():
                 self._consider(publication, identity)
         return self._media.setdefault((identity, source), _Medium())
+
+    def _check_listening(self) -> None:
+        if not self._listens:
+            raise _Refused("ParticipantError", "the participant does not listen: connect it with listens=True")
 
     async def _until(self, result: Callable[[], float | None], failure: str, timeout_s: float) -> _Reply:
         try:
@@ -401,7 +418,7 @@ class _Participant:
     ) -> None:
         medium = self._media.setdefault((identity, _source_name(publication.source)), _Medium())
         reading = (
-            _listen(track, publication.sid, medium)
+            _listen(track, publication.sid, medium, self._heard[identity])
             if publication.kind == rtc.TrackKind.KIND_AUDIO
             else _watch(track, publication.sid, medium)
         )
@@ -419,7 +436,7 @@ class _Participant:
             asyncio.get_running_loop().call_later(_DRAINING_S, reader.cancel)
 
 
-async def _listen(track: rtc.Track, sid: str, medium: _Medium) -> None:
+async def _listen(track: rtc.Track, sid: str, medium: _Medium, heard: deque[float]) -> None:
     stream = rtc.AudioStream(track, sample_rate=_RATE, num_channels=1, frame_size_ms=_HEARD_MS)
     medium.levels[sid] = 0
     try:
@@ -431,6 +448,7 @@ async def _listen(track: rtc.Track, sid: str, medium: _Medium) -> None:
             medium.levels[sid] = loudness
             if loudness >= _AUDIBLE**2:
                 medium.perceive(now, _SOUND_GAP_S)
+                heard.append(now)
             else:
                 medium.quiet_s += _HEARD_MS / 1000
     finally:
@@ -506,6 +524,7 @@ class _Service:
             "connect": participant.connect,
             "disconnect": participant.disconnect,
             "ended": participant.ended,
+            "heard_for": participant.heard_for,
             "level": participant.level,
             "mute": participant.mute,
             "perceived": participant.perceived,

@@ -13,13 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
+import aiohttp
 import websockets
-from livekit.api import AccessToken, VideoGrants
+from livekit.api import AccessToken, LiveKitAPI, ServerError, VideoGrants
 from livekit.protocol import models
+from livekit.protocol import room as room_service
 from livekit.protocol import rtc as signaling_protocol
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
@@ -114,6 +117,55 @@ def participant_token(
     return token.with_ttl(timedelta(seconds=ttl_s)).with_grants(grants).to_jwt()
 
 
+async def room_service_answers(url: str, token: str, room: str, identity: str) -> dict[str, int]:
+    """
+    Try each call of LiveKit's RoomService with the token of a participant, as one that cheats would.
+
+    What is allowed takes effect: on the participant and its room.
+
+    Args:
+        url: Of LiveKit, in any form.
+        identity: The participant's own.
+
+    Returns:
+        The HTTP status that each call was answered with, by its name: 401 for all of them if the token is a good one.
+
+    Raises:
+        ParticipantError: LiveKit did not answer.
+
+    """
+    everything = models.ParticipantPermission(can_publish=True, can_subscribe=True, can_publish_data=True)
+    one: dict[str, Any] = {"room": room, "identity": identity}
+    requests = {
+        "create_room": room_service.CreateRoomRequest(name=f"{room}-of-{identity}"),
+        "list_rooms": room_service.ListRoomsRequest(),
+        "list_participants": room_service.ListParticipantsRequest(room=room),
+        "get_participant": room_service.RoomParticipantIdentity(**one),
+        "update_participant": room_service.UpdateParticipantRequest(**one, permission=everything),
+        "mute_published_track": room_service.MuteRoomTrackRequest(**one, track_sid="TR_none", muted=False),
+        "update_subscriptions": room_service.UpdateSubscriptionsRequest(**one),
+        "send_data": room_service.SendDataRequest(room=room, data=b"none"),
+        "update_room_metadata": room_service.UpdateRoomMetadataRequest(room=room, metadata="none"),
+        "forward_participant": room_service.ForwardParticipantRequest(**one, destination_room=room),
+        "move_participant": room_service.MoveParticipantRequest(**one, destination_room=room),
+        "remove_participant": room_service.RoomParticipantIdentity(**one),
+        "delete_room": room_service.DeleteRoomRequest(room=room),
+    }
+    answers: dict[str, int] = {}
+    try:
+        async with asyncio.timeout(_CALL_S), aiohttp.ClientSession() as http:
+            service = LiveKitAPI.with_token(token, url.replace("ws", "http", 1), session=http, failover=False).room
+            for name, request in requests.items():
+                try:
+                    await getattr(service, name)(request)
+                    answers[name] = HTTPStatus.OK
+                except ServerError as refused:
+                    answers[name] = refused.status
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise ParticipantError("LiveKit's RoomService does not answer") from error
+    return answers
+
+
 class MediaParticipant:
     """
     A participant with real media, made by `ParticipantProcess.connect`.
@@ -168,26 +220,41 @@ class MediaParticipant:
         return sid
 
     async def publish(
-        self, source: str, *, frequency_hz: int = 440, is_sound: bool | None = None, anyway: bool = False
+        self,
+        source: str,
+        *,
+        frequency_hz: int = 440,
+        is_sound: bool | None = None,
+        anyway: bool = False,
+        within_s: float = 15,
     ) -> str:
         """
         Publish a track; one of this source that it had before goes first.
 
         Args:
-            source: What the participant says it is.
+            source: What the participant says it is; a client that cheats may also say `unknown`.
             frequency_hz: The tone's, if it is sound.
             is_sound: Whether it really is sound; what fits the source when nothing is said.
             anyway: Try it even though LiveKit had told the participant that it may not, as one that cheats would.
-                The SDK then needs 10 s to give up.
+                LiveKit does not answer that; the SDK gives up after 10 s.
+            within_s: When to give up, if not with the SDK, which does not notice that the participant was removed.
 
         Returns:
             The track's sid.
 
         Raises:
-            PublishRefused: It may not.
+            PublishRefused: It may not, or LiveKit did not take it in time.
 
         """
-        answer = await self._ask("publish", source=source, frequency_hz=frequency_hz, is_sound=is_sound, anyway=anyway)
+        answer = await self._ask(
+            "publish",
+            within_s,
+            source=source,
+            frequency_hz=frequency_hz,
+            is_sound=is_sound,
+            anyway=anyway,
+            within_s=within_s,
+        )
         return str(answer["track_sid"])
 
     async def unpublish(self, source: str) -> None:
@@ -236,6 +303,21 @@ class MediaParticipant:
 
         """
         return await self._ended(identity, source, quiet_s, timeout_s)
+
+    async def heard_for(self, identity: str, *, since: float, until: float) -> float:
+        """
+        Listen until then, and count for how many seconds somebody could be heard, whatever source it came under.
+
+        What is heard late counts: let them be `silent` before, or begin 0.3 s later.
+
+        Args:
+            since, until: By `time.monotonic`; each audible frame in between counts for its 20 ms.
+
+        """
+        answer = await self._ask(
+            "heard_for", max(until - time.monotonic(), 0), identity=identity, since=since, until=until
+        )
+        return float(answer["seconds"])
 
     async def level(self, identity: str, source: str = "microphone") -> float:
         """How loud somebody is: the RMS of the last 20 ms. A tone of ours has about 5,600, silence 0."""

@@ -27,6 +27,7 @@ from signaling.testing.participants import (
     SignalOnlyParticipant,
     WaitedInVain,
     participant_token,
+    room_service_answers,
 )
 
 ROOM = "meeting"
@@ -170,6 +171,36 @@ async def test_who_tries_anyway_is_refused_by_livekit(
         await bob.publish("microphone", anyway=True)
     assert await listener.silent("bob") == float("-inf")
     assert not (await listed(service, "bob")).tracks
+
+
+async def test_who_tries_anyway_may_give_up_before_the_sdk_does(
+    service: RoomService, server: EmbeddedServer, process: ParticipantProcess, listener: MediaParticipant
+) -> None:
+    bob = await process.connect(server.url, token(server, "bob", "camera"))
+    began_at = time.monotonic()
+    with pytest.raises(PublishRefused, match=r"LiveKit did not take bob's microphone within 0\.3 s"):
+        await bob.publish("microphone", anyway=True, within_s=0.3)
+    await permit(service, "bob", CAMERA, MICROPHONE)
+    await bob.wait_for("permission_changed", since=began_at)
+    await bob.publish_microphone()
+    assert await listener.heard("bob", since=began_at) > began_at
+
+
+async def test_what_is_heard_of_somebody_is_counted_whatever_they_call_it(
+    listener: MediaParticipant, bob: MediaParticipant
+) -> None:
+    began_at = time.monotonic()
+    await bob.publish_screen_share()
+    await listener.seen("bob", "screen_share")
+    assert await listener.heard_for("bob", since=began_at, until=time.monotonic()) == 0  # a picture is not heard
+    await bob.publish("camera", is_sound=True)
+    heard_at = await listener.heard("bob", "camera")
+    heard_s = await listener.heard_for("bob", since=began_at, until=heard_at + 0.5)
+    assert 0.2 < heard_s < 1
+    assert time.monotonic() >= heard_at + 0.5
+    assert await listener.heard_for("nobody", since=began_at, until=time.monotonic()) == 0
+    with pytest.raises(ParticipantError, match="listens=True"):
+        await bob.heard_for("listener", since=began_at, until=time.monotonic())
 
 
 async def test_sound_that_is_declared_as_a_camera_is_heard_as_one(
@@ -359,6 +390,30 @@ def test_nothing_native_is_loaded_here() -> None:
     code = "import sys, signaling.testing.participants; print([name for name in sys.modules if 'livekit.rtc' in name])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert output.stdout.strip() == "[]"
+
+
+# --- Tokens -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_room_service_answers_to_a_token_is_told_for_each_call(
+    server: EmbeddedServer, process: ParticipantProcess
+) -> None:
+    bob = await process.connect(server.url, token(server, "bob", "camera"))
+    answers = await room_service_answers(server.url, token(server, "bob", "camera"), ROOM, "bob")
+    assert set(answers.values()) == {401}
+    assert answers.keys() >= {name for name in vars(RoomService) if not name.startswith("_")}
+    grants = VideoGrants(room_join=True, room_admin=True, room=ROOM)
+    admin = AccessToken(server.api_key, server.api_secret).with_identity("bob").with_grants(grants).to_jwt()
+    answers = await room_service_answers(server.http_url, admin, ROOM, "bob")
+    allowed = {call for call, status in answers.items() if status == 200}
+    assert allowed >= {"list_participants", "get_participant", "update_participant", "remove_participant"}
+    assert allowed.isdisjoint({"create_room", "list_rooms", "delete_room"})
+    assert (await bob.wait_for("disconnected")).reason == "PARTICIPANT_REMOVED"  # what is allowed takes effect
+
+
+async def test_a_room_service_that_does_not_answer_is_an_error() -> None:
+    with pytest.raises(ParticipantError, match="does not answer"):
+        await room_service_answers("ws://127.0.0.1:9", "token", ROOM, "bob")
 
 
 # --- Signaling only -----------------------------------------------------------------------------------------------
