@@ -121,6 +121,7 @@ class ModerationModule:
         self._media: RoomService | None = None
         self._mint: TokenMint | None = None
         self._webhooks: Webhooks | None = None
+        self._embedded: EmbeddedServer | None = None
         self._webhook_url = self.settings.moderation_webhook_url
         self._warns_of_missing_webhooks = True
         self._public_url = ""
@@ -378,6 +379,11 @@ class ModerationModule:
     def public_url(self) -> str:
         """What clients are told to connect to."""
         return self._public_url
+
+    @property
+    def embedded(self) -> EmbeddedServer | None:
+        """The `livekit-server` that the module runs; `None` with `LIVEKIT_URL`, and before it was started."""
+        return self._embedded
 
     # --- Commands ------------------------------------------------------------------------------------------------
 
@@ -756,6 +762,7 @@ class ModerationModule:
             on_restart=self._on_restart,
         )
         await stack.enter_async_context(server)
+        self._embedded = server
         return server.url, server.api_key, server.api_secret
 
     def _on_restart(self) -> None:

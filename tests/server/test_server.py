@@ -31,6 +31,8 @@ async def test_it_runs_a_media_server_of_its_own_and_names_real_ports() -> None:
         assert len({url.port for url in addresses} - {0, None}) == 3
         async with host.client("bob") as bob:
             assert (await bob.join())["livekit"]["public_url"] == server.livekit_url
+        assert server.module.embedded is not None
+        assert server.module.embedded.url == server.livekit_url
 
 
 async def test_a_module_that_it_was_given_outlives_it() -> None:
@@ -39,6 +41,7 @@ async def test_a_module_that_it_was_given_outlives_it() -> None:
         for _ in range(2):
             async with ModerationServer(settings, module=module) as server:
                 assert server.module is module
+        assert module.embedded is None
         await module.check_store()
 
 
