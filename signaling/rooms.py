@@ -600,9 +600,7 @@ class Meeting:
         if again:
             await self.commit_now(CONTROLLER, NoteUnmutedAgain(again))
         unknown = {
-            ParticipantId(presence.identity)
-            for presence in self.reconciler.roster
-            if _is_unknown(state, presence)
+            ParticipantId(presence.identity) for presence in self.reconciler.roster if _is_unknown(state, presence)
         }
         events = [moderation.UnknownParticipant(identity=who) for who in sorted(unknown - self._strangers_told)]
         self._strangers_told = unknown

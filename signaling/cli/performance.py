@@ -6,13 +6,16 @@ import secrets
 import shlex
 import sys
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from signaling.cli.cheats import CHEATS, STRANGER, cheater
 from signaling.cli.tour import ROOM, STEPS, Cast, Line, cast
 from signaling.core.participants import Kind, Participant, Role
 from signaling.errors import SignalingError
@@ -22,9 +25,15 @@ from signaling.server.logs import configure_logging
 from signaling.server.server import ModerationServer
 from signaling.server.tickets import make_ticket
 from signaling.settings import ServerSettings
+from signaling.testing.client import SignalingClient
+from signaling.testing.participants import participant_token
 from signaling.testing.ticket_desk import TicketDesk
 
+_Stage = TypeVar("_Stage")
+
 _AUDIBLE_RMS = 400
+_REACTION_S = 0.5
+"""How long a cheat may be heard once LiveKit has reported it; ten times what it takes."""
 _LOOK_EVERY_S = 0.25
 
 
@@ -46,9 +55,22 @@ async def perform(console: Console, *, once: bool) -> int:
         somebody = Participant(ParticipantId(participant), Role(role), Kind(kind), display_name=participant.title())
         return make_ticket(key, "HS256", somebody, RoomId(ROOM))
 
-    async with ModerationServer(settings) as server, cast(server.signaling_url, ticket) as people:
+    def client(participant: str, *, role: str = "user", kind: str = "user") -> SignalingClient:
+        return SignalingClient(server.signaling_url, ticket(participant, role=role, kind=kind))
+
+    async with ModerationServer(settings) as server, cast(client) as people:
         console.print(f"[bold]In the meeting[/] after {time.perf_counter() - began_at:.1f} s\n")
-        all_true = await _tour(console, people)
+        all_true = await _show(console, STEPS, people)
+        console.print("[bold]Clients that cheat[/]: for how long the listener heard them, what moderators were told\n")
+        # A LiveKit that is not ours reports nothing to a port that was free a moment ago.
+        found_within_s = 0 if server.module.embedded else settings.moderation_sweep_s
+        async with cheater(
+            people,
+            forged_token=participant_token(*_keys(server, settings), ROOM, STRANGER),
+            heard_at_most_s=found_within_s + _REACTION_S,
+            sweep_s=settings.moderation_sweep_s,
+        ) as mallory:
+            all_true &= await _show(console, CHEATS, mallory)
         if once:
             return 0 if all_true else 1
         async with TicketDesk(ticket, server.signaling_url) as desk:
@@ -63,25 +85,34 @@ async def _install(console: Console) -> None:
         await install(lambda line: status.update(Text(line)) if console.is_terminal else console.print(Text(line)))
 
 
-async def _tour(console: Console, people: Cast) -> bool:
+def _keys(server: ModerationServer, settings: ServerSettings) -> tuple[str, str]:
+    """LiveKit's, with which anything can be signed."""
+    embedded = server.module.embedded
+    if embedded is not None:
+        return embedded.api_key, embedded.api_secret
+    secret = settings.livekit_api_secret
+    return str(settings.livekit_api_key), "" if secret is None else secret.get_secret_value()
+
+
+async def _show(
+    console: Console, steps: Sequence[tuple[str, Callable[[_Stage], Awaitable[Line]]]], stage: _Stage
+) -> bool:
+    """Take these steps, and print what came of each; whether all came true."""
     all_true = True
-    for command, step in STEPS:
-        with console.status(command):
+    width = max(len(title) for title, _ in steps)
+    for title, step in steps:
+        with console.status(title):
             try:
-                line = await step(people)
+                line = await step(stage)
             except SignalingError as error:
                 all_true = False
-                console.print(Text.assemble(("✗ ", "bold red"), (command, "bold"), f" · {error}"), soft_wrap=True)
+                mark, came = ("✗ ", "bold red"), Text(str(error))
             else:
-                console.print(_shown(line), soft_wrap=True)
+                mark = "✓ ", "bold green"
+                came = Text.assemble(f"{line.seen} ", (f"{line.ms:.0f} ms", "cyan"), line.then)
+        console.print(Text.assemble(mark, (title.ljust(width), "bold"), " · ", came), soft_wrap=True)
     console.print()
     return all_true
-
-
-def _shown(line: Line) -> Text:
-    return Text.assemble(
-        ("✓ ", "bold green"), (line.command, "bold"), f" · {line.seen} after ", (f"{line.after_ms:.0f} ms", "cyan")
-    )
 
 
 def _print_addresses(console: Console, server: ModerationServer, desk: TicketDesk, key: str) -> None:

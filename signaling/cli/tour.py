@@ -13,10 +13,10 @@ from signaling.testing.participants import MediaParticipant, ParticipantProcess
 
 ROOM: Final = "demo"
 LISTENER: Final = "listener"
-TONES_HZ: Final = {"alice": 330, "bob": 440, "carol": 550}
+TONES_HZ: Final = {"alice": 330, "bob": 440, "carol": 550, "mallory": 660}
 
-MakeTicket = Callable[..., str]
-"""`make_ticket(participant, role=…, kind=…)`: a ticket for the demo's meeting."""
+MakeClient = Callable[..., SignalingClient]
+"""`make_client(participant, role=…, kind=…)`: a client with a ticket for the demo's meeting."""
 
 
 class NotTrue(SignalingError):
@@ -31,6 +31,7 @@ class Guest:
     client: SignalingClient
     media: MediaParticipant
     url: str
+    token: str
 
     @property
     def title(self) -> str:
@@ -46,11 +47,17 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the tour: what was asked, and what came of it."""
+    """
+    What came of a step of the tour.
 
-    command: str
+    Attributes:
+        seen: What `ms` is about: it follows.
+        then: What is to be said after it.
+    """
+
     seen: str
-    after_ms: float
+    ms: float
+    then: str = ""
 
 
 @dataclass(slots=True)
@@ -61,7 +68,7 @@ class Cast:
     bob: Guest
     carol: Guest
     listener: MediaParticipant
-    joined_at: float
+    client: MakeClient
 
     @property
     def guests(self) -> tuple[Guest, Guest, Guest]:
@@ -69,29 +76,31 @@ class Cast:
         return self.alice, self.bob, self.carol
 
 
+async def enter(
+    stack: AsyncExitStack, make_client: MakeClient, name: str, *, role: str = "user", kind: str = "user"
+) -> Guest:
+    """Let somebody join, in a process of their own: recorders listen, everybody else has sound and picture."""
+    listens = kind == "recorder"
+    process = await stack.enter_async_context(ParticipantProcess())
+    client = await stack.enter_async_context(make_client(name, role=role, kind=kind))
+    welcome = (await client.join())["livekit"]
+    media = await process.connect(welcome["public_url"], welcome["token"], listens=listens)
+    if not listens:
+        await asyncio.gather(media.publish_microphone(TONES_HZ[name]), media.publish_camera())
+    return Guest(name, client, media, welcome["public_url"], welcome["token"])
+
+
 @asynccontextmanager
-async def cast(signaling_url: str, make_ticket: MakeTicket) -> AsyncIterator[Cast]:
-    """Let everybody join, each participant in a process of their own, with sound and picture."""
+async def cast(make_client: MakeClient) -> AsyncIterator[Cast]:
+    """Let everybody join."""
     async with AsyncExitStack() as stack:
-
-        async def enter(name: str, role: str, kind: str, *, listens: bool) -> Guest:
-            process = await stack.enter_async_context(ParticipantProcess())
-            client = await stack.enter_async_context(
-                SignalingClient(signaling_url, make_ticket(name, role=role, kind=kind))
-            )
-            welcome = (await client.join())["livekit"]
-            media = await process.connect(welcome["public_url"], welcome["token"], listens=listens)
-            if not listens:
-                await asyncio.gather(media.publish_microphone(TONES_HZ[name]), media.publish_camera())
-            return Guest(name, client, media, welcome["public_url"])
-
         alice, bob, carol, listener = await asyncio.gather(
-            enter("alice", "moderator", "user", listens=False),
-            enter("bob", "user", "user", listens=False),
-            enter("carol", "user", "user", listens=False),
-            enter(LISTENER, "user", "recorder", listens=True),
+            enter(stack, make_client, "alice", role="moderator"),
+            enter(stack, make_client, "bob"),
+            enter(stack, make_client, "carol"),
+            enter(stack, make_client, LISTENER, kind="recorder"),
         )
-        yield Cast(alice, bob, carol, listener.media, time.monotonic())
+        yield Cast(alice, bob, carol, listener.media, make_client)
 
 
 Step = Callable[[Cast], Awaitable[Line]]
@@ -101,9 +110,9 @@ async def everybody_is_heard_and_seen(cast: Cast) -> Line:
     """Three tones and three pictures arrive."""
     began_at = time.monotonic()
     names = [guest.name for guest in cast.guests]
-    heard = await asyncio.gather(*(cast.listener.heard(name) for name in names))
-    seen = await asyncio.gather(*(cast.listener.seen(name) for name in names))
-    return Line("join", "three tones heard, three cameras seen", _ms(began_at, max(*heard, *seen)))
+    heard = await asyncio.gather(*(cast.listener.heard(name, since=began_at) for name in names))
+    seen = await asyncio.gather(*(cast.listener.seen(name, since=began_at) for name in names))
+    return Line("three tones heard, three cameras seen after", ms_between(began_at, max(*heard, *seen)))
 
 
 async def force_mute(cast: Cast) -> Line:
@@ -114,11 +123,11 @@ async def force_mute(cast: Cast) -> Line:
     )
     last_heard_at = await cast.listener.silent("bob")
     await _still_heard(cast, "alice", "carol")
-    _check(told["moderator"] == "alice", "Bob was not told who muted him")
+    check(told["moderator"] == "alice", "Bob was not told who muted him")
     unmuted_at = time.monotonic()
     await cast.bob.media.unmute("microphone")
     await cast.listener.heard("bob", since=unmuted_at)
-    return Line("force_mute", "Bob's tone gone, Bob told by whom", _ms(began_at, last_heard_at))
+    return Line("Bob's tone gone, Bob told by whom after", ms_between(began_at, last_heard_at))
 
 
 async def restrict(cast: Cast) -> Line:
@@ -130,11 +139,10 @@ async def restrict(cast: Cast) -> Line:
     )
     last_heard_at = await cast.listener.silent("bob")
     await _still_heard(cast, "alice", "carol")
-    _check(told["unrestricted_participants"] == ["carol"], "the list was told wrongly")
+    check(told["unrestricted_participants"] == ["carol"], "the list was told wrongly")
     await cast.bob.media.wait_for("permission_changed", identity="bob", since=began_at)
-    _check(not _may_publish_microphone(cast.bob), "LiveKit still lets Bob publish a microphone")
-    seen = "Bob's tone gone, Carol's stays"
-    return Line("enable_microphone_restrictions", seen, _ms(began_at, last_heard_at))
+    check(not _may_publish_microphone(cast.bob), "LiveKit still lets Bob publish a microphone")
+    return Line("Bob's tone gone, Carol's stays after", ms_between(began_at, last_heard_at))
 
 
 async def renew_restricted(cast: Cast) -> Line:
@@ -143,10 +151,10 @@ async def renew_restricted(cast: Cast) -> Line:
     credentials = await cast.bob.until_told(lambda: cast.bob.client.command("create_new_access_token"), "credentials")
     await cast.bob.media.reconnect(cast.bob.url, credentials["token"])
     back_at = time.monotonic()
-    _check(not _may_publish_microphone(cast.bob), "the new token lets Bob publish a microphone")
+    check(not _may_publish_microphone(cast.bob), "the new token lets Bob publish a microphone")
     await cast.bob.media.publish_camera()
     await cast.listener.seen("bob", since=back_at)
-    return Line("create_new_access_token", "Bob back, still not to speak", _ms(began_at, back_at))
+    return Line("Bob back, still not to speak after", ms_between(began_at, back_at))
 
 
 async def lift(cast: Cast) -> Line:
@@ -158,7 +166,7 @@ async def lift(cast: Cast) -> Line:
     await cast.bob.media.wait_for("permission_changed", identity="bob", since=began_at)
     await cast.bob.media.publish_microphone(TONES_HZ["bob"])
     heard_at = await cast.listener.heard("bob", since=began_at)
-    return Line("disable_microphone_restrictions", "Bob's tone back", _ms(began_at, heard_at))
+    return Line("Bob's tone back after", ms_between(began_at, heard_at))
 
 
 async def revoke_screen(cast: Cast) -> Line:
@@ -170,9 +178,9 @@ async def revoke_screen(cast: Cast) -> Line:
         lambda: cast.alice.client.command("revoke_screen_share_permission", participants=["bob"]),
         "screen_share_permissions_updated",
     )
-    _check(told == {"message": told["message"], "grant": False, "participants": ["bob"]}, "Alice was told wrongly")
+    check(told == {"message": told["message"], "grant": False, "participants": ["bob"]}, "Alice was told wrongly")
     last_seen_at = await cast.listener.unseen("bob", "screen_share")
-    return Line("revoke_screen_share_permission", "Bob's running share gone", _ms(began_at, last_seen_at))
+    return Line("Bob's running share gone after", ms_between(began_at, last_seen_at))
 
 
 async def grant_screen(cast: Cast) -> Line:
@@ -185,7 +193,7 @@ async def grant_screen(cast: Cast) -> Line:
     await cast.bob.media.wait_for("permission_changed", identity="bob", since=began_at)
     await cast.bob.media.publish_screen_share()
     seen_at = await cast.listener.seen("bob", "screen_share", since=began_at)
-    return Line("grant_screen_share_permission", "Bob's screen seen again", _ms(began_at, seen_at))
+    return Line("Bob's screen seen again after", ms_between(began_at, seen_at))
 
 
 async def popout(cast: Cast) -> Line:
@@ -198,10 +206,10 @@ async def popout(cast: Cast) -> Line:
         window = await process.connect(cast.carol.url, answer["token"], listens=True)
         heard = await asyncio.gather(*(window.heard(guest.name) for guest in cast.guests))
         permission = window.permission
-        _check(permission.hidden and not permission.can_publish, "the popout is not a hidden viewer")
+        check(permission.hidden and not permission.can_publish, "the popout is not a hidden viewer")
         met = {event.identity for event in cast.bob.media.events if event.name == "participant_connected"}
-        _check(window.identity not in met, "Bob sees the popout")
-    return Line("request_popout_stream_access_token", "hidden viewer hears all", _ms(began_at, max(heard)))
+        check(window.identity not in met, "Bob sees the popout")
+    return Line("hidden viewer hears all after", ms_between(began_at, max(heard)))
 
 
 STEPS: Final[tuple[tuple[str, Step], ...]] = (
@@ -229,10 +237,12 @@ def _may_publish_microphone(guest: Guest) -> bool:
     )
 
 
-def _check(fact: object, complaint: str) -> None:
+def check(fact: object, complaint: str) -> None:
+    """Raise `NotTrue` with the complaint if it is no fact."""
     if not fact:
         raise NotTrue(complaint)
 
 
-def _ms(since: float, until: float) -> float:
+def ms_between(since: float, until: float) -> float:
+    """Milliseconds, and none if nothing was left to wait for."""
     return max(until - since, 0) * 1_000
