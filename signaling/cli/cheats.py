@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -36,11 +37,11 @@ from signaling.testing.participants import (
 MALLORY: Final = "mallory"
 STRANGER: Final = "stranger"
 _EXTENSION: Final = "livekit_moderation"
-_HELD_S: Final = 5
+_HELD_S: Final = 30
 _TRIED_S: Final = 0.5
 """How long a client tries to publish; who may has done so after a tenth of that."""
-_LISTENED_S: Final = 1.0
-"""How long the listener waits for what may still come; sound that nobody stops is heard after a fifth of that."""
+_LISTENED_S: Final = 0.8
+"""How long the listener waits for what may still come; sound that nobody stops is heard after a quarter of that."""
 _PICTURE_S: Final = 1.0
 """How long the sound of a screen may be there before its picture."""
 
@@ -93,28 +94,25 @@ class Cheater:
 
     # --- What she does -------------------------------------------------------------------------------------------
 
+    async def join(self) -> None:
+        """Let Mallory join the signaling, whatever became of her there."""
+        client = await self.stack.enter_async_context(self.cast.client(MALLORY))
+        await client.join()
+        self.mallory.client = client
+
     async def speak(self) -> None:
-        """Let Mallory be heard: what is silent below could be heard if nobody had decided otherwise."""
+        """Let Mallory be heard: what is silent afterwards could be heard if nobody had decided otherwise."""
+        await self.join()
         await self.release()
-        self.mallory.token = await self.renewed_token()
+        self.mallory.token = await _renewed_token(self.mallory)
         began_at = time.monotonic()
         await self.media.reconnect(self.mallory.url, self.mallory.token)
         await self.media.publish_microphone(TONES_HZ[MALLORY])
         await self.cast.listener.heard(MALLORY, since=began_at)
 
-    async def renewed_token(self) -> str:
-        """A new token of hers."""
-        return await _renewed_token(self.mallory)
-
-    async def join(self) -> None:
-        """Join the signaling anew."""
-        client = await self.stack.enter_async_context(self.cast.client(MALLORY))
-        await client.join()
-        self.mallory.client = client
-
     async def try_to_publish(self, source: str = "microphone") -> None:
-        """Publish sound under this name, whether or not she was told that she may not."""
-        await _try_to_publish(self.media, source)
+        """Publish what she may not."""
+        await _publish(self.media, source, within_s=_TRIED_S)
 
     async def come_back(self, token: str) -> None:
         """Enter LiveKit with this token, and publish."""
@@ -201,7 +199,7 @@ async def call_sound_nothing(cheater: Cheater) -> Line:
 async def use_room_service(cheater: Cheater) -> Line:
     """She asks LiveKit itself for what Alice took from her, and tries whether she got it."""
     await cheater.restrict()
-    token = await cheater.renewed_token()
+    token = await _renewed_token(cheater.mallory)
     answers: dict[str, int] = {}
 
     async def ask() -> None:
@@ -220,7 +218,8 @@ async def enter_livekit_alone(cheater: Cheater) -> Line:
     async with ParticipantProcess() as process:
 
         async def come() -> None:
-            await _try_to_publish(await process.connect(cheater.mallory.url, cheater.forged_token), "microphone")
+            stranger = await process.connect(cheater.mallory.url, cheater.forged_token)
+            await _publish(stranger, "microphone", within_s=_TRIED_S)
 
         heard_ms = await cheater.heard(come, who=STRANGER, told="unknown_participant")
     return Line("heard for", heard_ms, ", told: unknown_participant")
@@ -229,7 +228,7 @@ async def enter_livekit_alone(cheater: Cheater) -> Line:
 async def call_sound_camera(cheater: Cheater) -> Line:
     """Her camera she may publish; her sound is none."""
     await cheater.restrict()
-    heard_ms = await cheater.heard(lambda: cheater.try_to_publish("camera"), told="bypass_stopped")
+    heard_ms = await cheater.heard(partial(_publish, cheater.media, "camera"), told="bypass_stopped")
     return Line("heard for", heard_ms, ", told: bypass_stopped")
 
 
@@ -237,7 +236,7 @@ async def call_sound_screens(cheater: Cheater) -> Line:
     """The sound of a screen waits for its picture; then it is the second time that she cheats so, and she has to go."""
     await cheater.restrict()
     read = len(cheater.mallory.client.inbox)
-    publish = lambda: cheater.try_to_publish("screen_share_audio")  # noqa: E731
+    publish = partial(_publish, cheater.media, "screen_share_audio")
     heard_ms = await cheater.heard(publish, told="bypass_stopped", longer_s=_PICTURE_S)
     await cheater.mallory.client.wait_for("kicked", namespace=_EXTENSION, since=read)
     return Line("heard for", heard_ms, ", no picture came; removed, told: bypass_stopped")
@@ -245,7 +244,6 @@ async def call_sound_screens(cheater: Cheater) -> Line:
 
 async def unmute(cheater: Cheater) -> Line:
     """Whoever was muted may unmute."""
-    await cheater.join()
     await cheater.speak()
     read = len(cheater.cast.alice.client.inbox)
     await cheater.cast.alice.client.command("force_mute", participants=[MALLORY])
@@ -301,7 +299,6 @@ async def return_after_kick(cheater: Cheater) -> Line:
 
 async def return_after_ban(cheater: Cheater) -> Line:
     """Neither LiveKit nor the signaling is hers any more."""
-    await cheater.join()
     await cheater.speak()
     await cheater.decide("kick", ban=True)
     await cheater.cast.listener.silent(MALLORY)
@@ -323,10 +320,10 @@ async def leave(cheater: Cheater) -> Line:
     await cheater.media.disconnect()
     read = len(alice.inbox)
     await cheater.mallory.client.close()
-    await alice.wait_for("left", namespace="control", since=read)
+    await alice.wait_for("left", namespace="control", since=read, where=lambda frame: frame.payload["id"] == MALLORY)
     check(await _rights(cheater.cast) == cheater.rights, "something is left of what was decided")
     others = await everybody_is_heard_and_seen(cheater.cast)
-    return Line(others.seen, others.ms, ", all rights as before")
+    return Line("all others heard and seen after", others.ms, ", all rights as before")
 
 
 CHEATS: Final[tuple[tuple[str, Cheat], ...]] = (
@@ -352,8 +349,8 @@ async def _renewed_token(guest: Guest) -> str:
     return str(credentials["token"])
 
 
-async def _try_to_publish(media: MediaParticipant, source: str) -> None:
-    await media.publish(source, frequency_hz=TONES_HZ[MALLORY], is_sound=True, anyway=True, within_s=_TRIED_S)
+async def _publish(media: MediaParticipant, source: str, *, within_s: float = 15) -> None:
+    await media.publish(source, frequency_hz=TONES_HZ[MALLORY], is_sound=True, anyway=True, within_s=within_s)
 
 
 async def _not_taken(publishing: Awaitable[None]) -> None:

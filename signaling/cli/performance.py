@@ -61,8 +61,8 @@ async def perform(console: Console, *, once: bool) -> int:
     async with ModerationServer(settings) as server, cast(client) as people:
         console.print(f"[bold]In the meeting[/] after {time.perf_counter() - began_at:.1f} s\n")
         all_true = await _show(console, STEPS, people)
-        console.print("[bold]Clients that cheat[/]: for how long the listener heard them, what moderators were told\n")
-        # A LiveKit that is not ours reports nothing to a port that was free a moment ago.
+        console.print("[bold]Clients that cheat[/]: for how long they were heard, and what Alice was told\n")
+        # A LiveKit that is not ours cannot know where to report to.
         found_within_s = 0 if server.module.embedded else settings.moderation_sweep_s
         async with cheater(
             people,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from io import StringIO
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 from rich.console import Console
 
 from signaling.cli import main, performance
+from signaling.cli.cheats import CHEATS, Cheater
 from signaling.cli.tour import STEPS, Cast, Line, NotTrue
 from signaling.testing.ticket_desk import TicketDesk
 
+WIDEST = 110
 
-async def test_the_demo_shows_every_command_and_exits_0_when_all_came_true(tmp_path: Path) -> None:
+
+async def test_the_demo_shows_every_command_and_every_cheat_and_exits_0_when_all_came_true(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "signaling", "demo", "--once"),
         stdout=asyncio.subprocess.PIPE,
@@ -23,13 +27,18 @@ async def test_the_demo_shows_every_command_and_exits_0_when_all_came_true(tmp_p
         cwd=tmp_path,
         env={"PYTHONPATH": str(Path(__file__).parents[2]), **_environment()},
     )
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(180):
         output, errors = await process.communicate()
-    lines = [line for line in output.decode().splitlines() if line.startswith(("✓", "✗"))]
     assert process.returncode == 0, errors.decode() + output.decode()
-    assert [line.split()[1] for line in lines] == [command for command, _ in STEPS]
-    assert all(line.startswith("✓ ") and line.endswith(" ms") for line in lines)
     assert errors == b""
+    _, tour, heading, cheats = output.decode().strip().split("\n\n")
+    assert heading.startswith("Clients that cheat:")
+    for section, steps in ((tour, STEPS), (cheats, CHEATS)):
+        lines = section.splitlines()
+        shown = [re.fullmatch(r"✓ (.*?) +· .*\b\d+ ms\b.*", line) for line in lines]
+        assert [line and line[1] for line in shown] == [title for title, _ in steps]
+        assert len({line.index(" · ") for line in lines}) == 1
+        assert max(map(len, lines)) <= WIDEST
     assert list(tmp_path.iterdir()) == []
 
 
@@ -37,15 +46,29 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("LIVEKIT_", "MODERATION_"))}
 
 
-async def test_a_line_that_did_not_come_true_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_did_not_come_true_is_an_error_and_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(_: Cast) -> Line:
         raise NotTrue("Bob is still heard")
 
+    async def speaks(cheater: Cheater) -> Line:
+        return Line("heard for", await cheater.heard(cheater.speak))
+
+    async def breaks_off(cheater: Cheater) -> Line:
+        await cheater.decide("disallow", source="microphone")
+        await cheater.decide("kick", ban=True)
+        raise NotTrue("on the way")
+
     monkeypatch.setattr(performance, "STEPS", (*STEPS[:1], ("force_mute", fails)))
+    monkeypatch.setattr(performance, "CHEATS", (("speaks", speaks), ("breaks off", breaks_off), CHEATS[-1]))
     output = StringIO()
     assert await performance.perform(Console(file=output, width=100), once=True) == 1
-    assert "✓ join" in output.getvalue()
-    assert "✗ force_mute · Bob is still heard" in output.getvalue()
+    joins, fails_too, _, _, _, is_heard, breaks, leaves = output.getvalue().splitlines()[2:10]
+    assert joins.startswith("✓ join       · three tones heard")
+    assert fails_too == "✗ force_mute · Bob is still heard"
+    assert re.fullmatch(r"✗ speaks     · heard for \d{3,4} ms", is_heard)
+    assert breaks == "✗ breaks off · on the way"
+    assert leaves.startswith("✓ leaves     · all others heard and seen")
+    assert leaves.endswith("all rights as before")
 
 
 def test_without_a_media_server_and_without_go_the_ways_out_are_named(
