@@ -128,7 +128,7 @@ async def room_service_answers(url: str, token: str, room: str, identity: str) -
         identity: The participant's own.
 
     Returns:
-        The HTTP status that each call was answered with, by its name: 401 for all of them if the token is a good one.
+        The HTTP status that each call was answered with, by its name; 401 for all of them if the token is a good one.
 
     Raises:
         ParticipantError: LiveKit did not answer.
