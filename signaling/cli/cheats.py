@@ -1,8 +1,7 @@
 """
 Clients that try to get round what a moderator decided: for how long each was heard, and what moderators were told.
 
-Mallory may do what anybody may, and tries what else a client can do with LiveKit's own SDK. Nobody's restraint counts
-here: what LiveKit told her not to do is tried all the same.
+Mallory may do what anybody may, and tries what else LiveKit's own SDK can be made to do, whatever LiveKit told her.
 """
 
 import time

@@ -33,7 +33,7 @@ _Stage = TypeVar("_Stage")
 
 _AUDIBLE_RMS = 400
 _REACTION_S = 0.5
-"""How long a cheat may be heard once LiveKit has reported it; ten times what it takes."""
+"""How long a cheat may be heard once LiveKit could have reported it, on a busy machine."""
 _LOOK_EVERY_S = 0.25
 
 
