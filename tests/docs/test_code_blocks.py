@@ -28,7 +28,7 @@ from tests.test_schemas import SCHEMAS, objections
 
 BLOCKS = blocks()
 SAMPLES = {
-    ("README.md", "In the meeting after 2.4 s"): "times differ; tests/cli/test_demo.py sees each line of it come true",
+    ("README.md", "In the meeting after 1.7 s"): "times differ; tests/cli/test_demo.py sees each line of it come true",
 }
 """Output that cannot be compared, by page and first line, and why; what follows a program is compared."""
 BY_SPHINX = {"{toctree}", "{eval-rst}"}
