@@ -99,7 +99,6 @@ async def _show(
 ) -> bool:
     """Take these steps, and print what came of each; whether all came true."""
     all_true = True
-    width = max(len(title) for title, _ in steps)
     for title, step in steps:
         with console.status(title):
             try:
@@ -110,7 +109,7 @@ async def _show(
             else:
                 mark = "✓ ", "bold green"
                 came = Text.assemble(f"{line.seen} ", (f"{line.ms:.0f} ms", "cyan"), line.then)
-        console.print(Text.assemble(mark, (title.ljust(width), "bold"), " · ", came), soft_wrap=True)
+        console.print(Text.assemble(mark, (title, "bold"), " · ", came), soft_wrap=True)
     console.print()
     return all_true
 
