@@ -63,7 +63,7 @@ class Behaviour(TypedDict, total=False):
         answers_offers: Whether it answers LiveKit's offer of media; who does not stays JOINED. True by default.
         path_query: What to add to the address, such as `publish=x`, which makes a second session `identity#x`.
         unmute_always: Unmute at once after each mute by LiveKit.
-        republish_always: Publish anew what LiveKit took away, as soon as it lets one.
+        republish_always: Publish anew what LiveKit took away or refused, as soon as it lets one.
         watch: Get `participant` events.
     """
 
@@ -191,7 +191,7 @@ class Member:
         """
         Leave, if it has not left, and join with this token; `publish` apart, what is not said is as before.
 
-        Who may not publish everything is out again.
+        Who may not publish everything is out again, but for who publishes again always.
 
         Raises:
             JoinRefused: LiveKit did not let it in.

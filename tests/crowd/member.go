@@ -54,7 +54,7 @@ type member struct {
 	writing      sync.Mutex
 	negotiating  sync.Mutex
 	republishing sync.Mutex
-	takenAway    []publication // by republishing
+	takenAway    []publication // or refused; by republishing
 
 	mutex  sync.Mutex // for all below
 	asked  map[string]chan *livekit.SignalResponse
@@ -99,7 +99,9 @@ func (c *crowd) join(number int, o options) ([]string, error) {
 		_, err = receive(m, m.subscriber.connected)
 	}
 	var tracks []string
-	if err == nil {
+	if err == nil && o.RepublishAlways {
+		m.republish(o.Publish...)
+	} else if err == nil {
 		tracks, err = m.publish(o.Publish)
 	}
 	if err != nil {
@@ -373,7 +375,7 @@ func (m *member) takeUnpublished(sid string) {
 	}
 }
 
-// Publishes what was taken away; what is refused waits for another permission.
+// Publishes what was taken away or refused; what is refused (again) waits for another permission.
 func (m *member) republish(more ...publication) {
 	m.republishing.Lock()
 	defer m.republishing.Unlock()

@@ -316,6 +316,16 @@ async def test_who_always_republishes_does_so_when_livekit_lets_it(
     assert bob.tracks == (again.track_sid,)
 
 
+async def test_who_always_republishes_stays_when_refused_and_publishes_when_livekit_lets_it(
+    server: EmbeddedServer, service: RoomService, crowd: Crowd, listener: MediaParticipant
+) -> None:
+    bob = await crowd.join(server.url, token(server, "bob", "camera"), publish=["microphone"], republish_always=True)
+    assert not bob.tracks
+    await permit(service, "bob", CAMERA, MICROPHONE)
+    published = await bob.wait_for("published")
+    await listener.heard("bob", since=published.at)
+
+
 # --- The program --------------------------------------------------------------------------------------------------
 
 

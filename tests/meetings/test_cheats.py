@@ -2,179 +2,141 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 
 import aiohttp
 import pytest
-from aiohttp import web
 from livekit.api import LiveKitAPI, ServerError
 from livekit.protocol import room as protocol
 from livekit.protocol.models import ParticipantPermission
 
-from signaling import Kind, ModerationModule, Role, Settings
-from signaling.livekit.embedded import EmbeddedServer
-from signaling.livekit.installation import require
-from signaling.testing.child import ParticipantError
-from signaling.testing.participants import (
-    JoinRefused,
-    MediaParticipant,
-    ParticipantProcess,
-    PublishRefused,
-    WaitedInVain,
-    participant_token,
-)
-from tests.crowd.crowd import Crowd, Member
-from tests.meetings.stage import ROOM, Actor, Stage
-
-HEARD_S = 0.5
-"""How long a cheat may be heard on a loaded machine; figures are the benchmarks'."""
-LISTEN_S = 1.5
-
-
-@dataclass
-class Scene:
-    """A restricted meeting, with Bob, who was heard before and has his token of then."""
-
-    stage: Stage
-    crowd: Crowd
-    listener: MediaParticipant
-    alice: Actor
-    bob: Member
-    signaling: Actor
-    old_token: str
-
-    @property
-    def url(self) -> str:
-        return self.stage.server.url
-
-    async def heard_for(self, identity: str, cheat: Callable[[], Awaitable[object]], *sources: str) -> float:
-        """How long somebody is heard from the moment of the cheat; those it is refused are not heard."""
-        since = time.monotonic()
-        with suppress(PublishRefused, JoinRefused, ParticipantError):
-            await cheat()
-        heard = 0.0
-        for source in sources or ("microphone",):
-            try:
-                began_at = await self.listener.heard(identity, source, since=since, timeout_s=LISTEN_S)
-            except WaitedInVain:
-                continue
-            ended_at = await self.listener.silent(identity, source, timeout_s=10)
-            heard = max(heard, ended_at - began_at)
-        return heard
-
-    async def may_publish(self, identity: str) -> list[str]:
-        return (await self.stage.may_publish()).get(identity, [])
+from signaling import Kind
+from signaling.reconciler import PICTURE_S
+from signaling.testing.participants import PublishRefused
+from tests.meetings import cheating
+from tests.meetings.cheating import HEARD_S, SILENT, Scene
+from tests.meetings.stage import ROOM
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    async def take(request: web.Request) -> web.Response:
-        await module.receive_webhook(await request.read(), request.headers["Authorization"])
-        return web.Response()
+async def scene(scene: Scene) -> Scene:
+    """Bob may not speak any more."""
+    await scene.restrict()
+    return scene
 
-    app = web.Application()
-    app.router.add_post("/livekit/webhook", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    hook = f"http://127.0.0.1:{runner.addresses[0][1]}/livekit/webhook"
-    async with (
-        EmbeddedServer(path=require(None), webhook_urls=[hook]) as server,
-        ParticipantProcess() as process,
-        Crowd() as crowd,
-    ):
-        settings = Settings(
-            livekit_url=server.url,
-            livekit_api_key=server.api_key,
-            livekit_api_secret=server.api_secret,
-            moderation_sweep_s=60,  # no sweep helps here
-        )
-        async with ModerationModule(settings) as module:
-            stage = Stage(server, module, process)
-            alice = await stage.join("alice", Role.MODERATOR, enters_livekit=False)
-            signaling = await stage.join("bob", enters_livekit=False)
-            listener = await stage.listener()
-            bob = await crowd.join(server.url, signaling.token, publish=["microphone"])
-            await listener.heard("bob")
-            await alice.outcomes("enable_microphone_restrictions", unrestricted_participants=[])
-            await listener.silent("bob")
-            yield Scene(stage, crowd, listener, alice, bob, signaling, signaling.token)
-    await runner.cleanup()
+
+# --- With a token of before ---------------------------------------------------------------------------------------
 
 
 async def test_the_original_token_brings_no_sound_back(scene: Scene) -> None:
-    heard_s = await scene.heard_for("bob", lambda: scene.bob.rejoin(scene.old_token, publish=["microphone"]))
+    heard_s = await scene.heard_for("bob", scene.come_back)
     assert heard_s < HEARD_S
-    assert "microphone" not in await scene.may_publish("bob")
-    assert (await scene.alice.until_told("drift_repaired", "livekit_moderation"))["participant"] == "bob"
+    assert await scene.may_publish("bob") == SILENT
+    assert await scene.repaired("bob") == {"microphone"}
+
+
+async def test_a_token_of_before_that_was_never_used_brings_no_sound(scene: Scene) -> None:
+    await scene.alice.outcomes("disable_microphone_restrictions")
+    carol = await scene.stage.join("carol", enters_livekit=False)
+    await scene.restrict()
+    heard_s = await scene.heard_for("carol", lambda: scene.enter(carol.token))
+    assert heard_s < HEARD_S
+    assert await scene.may_publish("carol") == SILENT
+    assert await scene.repaired("carol") == {"microphone"}
 
 
 async def test_a_refresh_token_of_before_brings_no_sound_back(scene: Scene) -> None:
     await scene.alice.outcomes("disable_microphone_restrictions")
-    await scene.bob.rejoin(scene.signaling.token, publish=["microphone"])
-    await scene.bob.wait_for("refresh_token")
+    returned_at = time.monotonic()
+    await scene.come_back()
+    await scene.bob.wait_for("refresh_token", since=returned_at)
     before = scene.bob.refresh_token
-    await scene.alice.outcomes("enable_microphone_restrictions", unrestricted_participants=[])
-    await scene.listener.silent("bob")
-    heard_s = await scene.heard_for("bob", lambda: scene.bob.rejoin(before, publish=["microphone"]))
+    await scene.restrict()
+    heard_s = await scene.heard_for("bob", lambda: scene.come_back(before))
     assert heard_s < HEARD_S
-    assert "microphone" not in await scene.may_publish("bob")
+    assert await scene.may_publish("bob") == SILENT
+    assert await scene.repaired("bob") == {"microphone"}
 
 
 async def test_who_never_answers_livekits_offer_is_found_by_their_track(scene: Scene) -> None:
-    heard_s = await scene.heard_for(
-        "bob", lambda: scene.bob.rejoin(scene.old_token, publish=["microphone"], answers_offers=False)
-    )
+    heard_s = await scene.heard_for("bob", lambda: scene.come_back(answers_offers=False))
     assert heard_s < HEARD_S
-    assert "microphone" not in await scene.may_publish("bob")
+    assert await scene.may_publish("bob") == SILENT
+
+
+# --- With media that are not what they are called -----------------------------------------------------------------
 
 
 async def test_sound_declared_as_a_camera_is_stopped_and_the_second_time_ends_it(scene: Scene) -> None:
-    disguised = {"source": "camera", "sound": True}
-    heard_s = await scene.heard_for("bob", lambda: scene.bob.publish(disguised), "camera")  # type: ignore[arg-type]
+    heard_s = await scene.heard_for("bob", lambda: scene.bob.publish({"source": "camera", "sound": True}), "camera")
     assert heard_s < HEARD_S
     assert (await scene.alice.until_told("bypass_stopped", "livekit_moderation"))["declared"] == "camera"
-    assert "camera" not in await scene.may_publish("bob")
-    again = {"source": "screen_share", "sound": True}
-    heard_s = await scene.heard_for("bob", lambda: scene.bob.publish(again), "screen_share")  # type: ignore[arg-type]
+    assert await scene.may_publish("bob") == ["screen_share", "screen_share_audio"]
+    heard_s = await scene.heard_for(
+        "bob", lambda: scene.bob.publish({"source": "screen_share", "sound": True}), "screen_share"
+    )
     assert heard_s < HEARD_S
     assert await asyncio.wait_for(asyncio.shield(scene.signaling.session.ended), 5) == "kicked"
     await scene.bob.wait_for("leave")
     assert "bob" not in await scene.stage.presences()
 
 
-async def test_a_second_session_is_never_heard_and_removed(scene: Scene) -> None:
-    async def open_one() -> None:
-        await scene.crowd.join(scene.url, scene.old_token, publish=["microphone"], path_query="publish=x")
+async def test_sound_declared_as_a_picture_of_type_video_is_unpublished_at_once(scene: Scene) -> None:
+    """No listener of ours may subscribe to it, which ends its process: what counts is when LiveKit took it away."""
+    sid = await scene.bob.publish({"source": "camera", "sound": True, "type": "VIDEO"})
+    published, unpublished = [
+        await scene.bob.wait_for(name, lambda event: event.track_sid == sid) for name in ("published", "unpublished")
+    ]
+    assert unpublished.at - published.at < HEARD_S
+    told = await scene.alice.until_told("bypass_stopped", "livekit_moderation")
+    assert (told["track_sid"], told["declared"], told["media"]) == (sid, "camera", "audio")
+    assert await scene.may_publish("bob") == ["screen_share", "screen_share_audio"]
 
-    assert await scene.heard_for("bob#x", open_one) < HEARD_S
+
+async def test_the_sound_of_a_screen_is_heard_for_a_second_if_no_picture_comes(scene: Scene) -> None:
+    carol = await scene.stage.join("carol", enters_livekit=False)
+    sharing = await scene.crowd.join(scene.url, carol.token, publish=["screen_share_audio"])
+    await sharing.publish("screen_share")
+    heard_s = await scene.heard_for("bob", lambda: scene.bob.publish("screen_share_audio"), "screen_share_audio")
+    assert heard_s < PICTURE_S + HEARD_S
+    told = await scene.alice.until_told("bypass_stopped", "livekit_moderation")
+    assert (told["participant"], told["declared"]) == ("bob", "screen_share_audio")
+    assert await scene.may_publish("bob") == ["camera", "screen_share"]
+    await scene.listener.heard("carol", "screen_share_audio", since=time.monotonic())
+
+
+async def test_sound_of_no_declared_source_is_refused_by_livekit_whatever_token_of_ours_brings_it(scene: Scene) -> None:
+    async def publish() -> None:
+        with pytest.raises(PublishRefused, match="may not publish unknown: NOT_ALLOWED"):
+            await scene.bob.publish({"source": "unknown", "sound": True})
+        with pytest.raises(PublishRefused, match="may not publish unknown: NOT_ALLOWED"):
+            await scene.bob.rejoin(scene.old_token, publish=[{"source": "unknown", "sound": True}])
+
+    assert await scene.heard_for("bob", publish, "unknown") == 0
+
+
+# --- As somebody else ---------------------------------------------------------------------------------------------
+
+
+async def test_a_second_session_is_never_heard_and_removed(scene: Scene) -> None:
+    assert await scene.heard_for("bob#x", scene.open_second_session) < HEARD_S
     assert [identity for identity in await scene.stage.presences() if "#" in identity] == []
 
 
-async def test_who_was_kicked_is_removed_again_whenever_the_old_token_returns(scene: Scene) -> None:
-    await scene.alice.session.receive("livekit_moderation", {"action": "kick", "participants": ["bob"]}, 1)
-    assert await scene.signaling.session.ended == "kicked"
-    await scene.bob.wait_for("leave")
-    for _ in range(2):
-        heard_s = await scene.heard_for("bob", lambda: scene.bob.rejoin(scene.old_token, publish=["microphone"]))
-        assert heard_s < HEARD_S
-        assert "bob" not in await scene.stage.presences()
-
-
-async def test_a_token_of_somebody_who_never_joined_gives_what_anyone_has(scene: Scene) -> None:
-    server = scene.stage.server
-    forged = participant_token(server.api_key, server.api_secret, ROOM, "stranger")
-
-    async def enter() -> None:
-        await scene.crowd.join(scene.url, forged, publish=["microphone"])
-
-    assert await scene.heard_for("stranger", enter) < HEARD_S
-    assert "microphone" not in await scene.may_publish("stranger")
+@pytest.mark.parametrize("source", ["microphone", "unknown"])
+async def test_a_token_of_somebody_who_never_joined_gives_what_anyone_has(scene: Scene, source: str) -> None:
+    assert await scene.heard_for("stranger", lambda: scene.intrude(source), source) < HEARD_S
+    assert await scene.may_publish("stranger") == SILENT
     told = await scene.alice.until_told("unknown_participant", "livekit_moderation")
     assert told["identity"] == "stranger"
+
+
+async def test_a_stranger_is_removed_where_strangers_are_to_be() -> None:
+    async with cheating.scene(moderation_unknown_participants="remove") as scene:
+        assert await scene.heard_for("stranger", scene.intrude) < HEARD_S
+        assert "stranger" not in await scene.stage.presences()
+        told = await scene.alice.until_told("unknown_participant", "livekit_moderation")
+        assert told["identity"] == "stranger"
 
 
 async def test_no_token_of_ours_is_accepted_by_the_room_service(scene: Scene) -> None:
