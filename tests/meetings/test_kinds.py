@@ -3,14 +3,10 @@
 import asyncio
 import time
 
-import pytest
-from livekit.api import AccessToken
-
 from signaling import Kind
 from tests.meetings.cheating import SILENT, Scene
-from tests.meetings.stage import ROOM
 
-ROOM_WIDE = (
+ROOM_WIDE: tuple[tuple[str, dict[str, object]], ...] = (
     ("mute", {"everyone_except": []}),
     ("mute", {"everyone_except": [], "hold_s": 60}),
     ("restrict", {"source": "microphone"}),
@@ -33,21 +29,22 @@ async def test_a_phone_caller_is_muted_and_restricted_like_anyone(scene: Scene) 
 
 
 async def test_services_are_touched_by_nothing_that_is_decided_for_everybody(scene: Scene) -> None:
-    kinds: tuple[AccessToken.ParticipantKind, ...] = ("agent", "egress", "ingress")
-    for kind in kinds:
-        await scene.enter(scene.forge(kind, kind))
+    await scene.enter(scene.forge("agent", "agent"))
+    await scene.enter(scene.forge("egress", "egress"))
+    await scene.enter(scene.forge("ingress", "ingress"))
     await scene.enter(scene.forge("hidden", hidden=True), publish=[])
     recorder = await scene.stage.join("recorder-two", kind=Kind.RECORDER, enters_livekit=False)
     await scene.enter(recorder.token, publish=[])
-    await asyncio.gather(*(scene.listener.heard(kind) for kind in kinds))
+    heard = ("agent", "egress", "ingress")
+    await asyncio.gather(*(scene.listener.heard(service) for service in heard))
     before = await scene.stage.presences()
     for action, fields in ROOM_WIDE:
         await scene.alice.comes_to(action, **fields)
     await scene.listener.silent("bob")
     since = time.monotonic()
-    await asyncio.gather(*(scene.listener.heard(kind, since=since) for kind in kinds))
+    await asyncio.gather(*(scene.listener.heard(service, since=since) for service in heard))
     after = await scene.stage.presences()
-    for service in (*kinds, "hidden", "recorder-two", "recorder-main"):
+    for service in (*heard, "hidden", "recorder-two", "recorder-main"):
         assert after[service] == before[service]
     assert await scene.may_publish("bob") == ["screen_share", "screen_share_audio"]
 
