@@ -470,10 +470,16 @@ class Reconciler:
                 if is_known:  # else it is an earlier session of theirs that is over
                     self._drop(place)
                 return
+            case "track_unpublished":
+                if known is not None and is_known and notice.track is not None:
+                    left = _without_track(known, notice.track)
+                    self._note(left)
+                    await self._look_for_bypasses([left])  # sound may have lost its picture
+                return
             case "participant_joined" if notice.presence is not None and not is_known:
                 self._note(notice.presence)
             case "track_published" if known is not None and is_known and notice.track is not None:
-                others = tuple(track for track in known.tracks if track.sid != notice.track.sid)
+                others = _without_track(known, notice.track).tracks
                 self._note(replace(known, tracks=(*others, notice.track)))
             case "track_published" if not await self._can_look_at(notice.room):
                 self.repair({await self._owner_of(notice.identity)})
@@ -516,7 +522,11 @@ class Reconciler:
         for presence in presences:
             for track in bypassing(state, presence):
                 self._on_bypass(presence, track)
-            for track in unaccompanied(state, presence):
+            alone = unaccompanied(state, presence)
+            for track in presence.tracks:
+                if track not in alone:
+                    self._unaccompanied_since.pop(track.sid, None)
+            for track in alone:
                 since = self._unaccompanied_since.setdefault(track.sid, now)
                 if now >= since + PICTURE_S:
                     self._on_bypass(presence, track)
@@ -656,6 +666,10 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _without_track(presence: Presence, track: Track) -> Presence:
+    return replace(presence, tracks=tuple(other for other in presence.tracks if other.sid != track.sid))
 
 
 def _with_tracks(presence: Presence, only: frozenset[TrackSid]) -> Presence:

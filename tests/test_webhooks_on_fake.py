@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from livekit.protocol import models
 from structlog.testing import capture_logs
 
 from signaling import Role, WebhookRefused, metrics
+from signaling.reconciler import PICTURE_S
 from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.webhooks import sign_webhook, webhook_of
 from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
@@ -318,3 +320,20 @@ async def test_the_sound_of_a_screen_may_come_before_its_picture_but_not_without
     assert not meeting.may(bob, "screen_share_audio")
     assert len(meeting.fake.participant(ROOM, "carol").tracks) == 2
     assert len(alice.told("bypass_stopped", "livekit_moderation")) == 1
+
+
+async def test_the_sound_of_a_screen_has_the_same_time_when_its_picture_ends(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, _, _ = await restricted(meeting)
+    await meeting.join("carol")
+    meeting.fake.publish(ROOM, "bob", "screen_share_audio")
+    picture = meeting.fake.publish(ROOM, "bob", "screen_share")
+    meeting.fake.publish(ROOM, "carol", "screen_share_audio")
+    await post.deliver_all()
+    assert (await alice.until_told("bypass_stopped", "livekit_moderation"))["participant"] == "carol"
+    meeting.fake.unpublish(ROOM, "bob", picture)
+    ended_at = time.monotonic()
+    await post.deliver_all()
+    assert (await alice.until_told("bypass_stopped", "livekit_moderation", times=2))["participant"] == "bob"
+    assert time.monotonic() - ended_at >= PICTURE_S

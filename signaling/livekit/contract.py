@@ -9,7 +9,7 @@ from signaling.core.effects import Presence, Priority, Track
 from signaling.core.participants import Source
 from signaling.identifiers import Identity, LiveKitRoom, TrackSid
 
-NoticeKind = Literal["participant_joined", "participant_left", "track_published", "room_finished"]
+NoticeKind = Literal["participant_joined", "participant_left", "track_published", "track_unpublished", "room_finished"]
 NOBODY: Final = Identity("")
 
 
@@ -22,7 +22,7 @@ class Notice:
         identity: Whom it is about; empty for a room.
         sid: LiveKit's id of their session.
         presence: With `participant_joined`: what LiveKit lets them do, as of then.
-        track: With `track_published`.
+        track: With `track_published` and `track_unpublished`.
     """
 
     kind: NoticeKind

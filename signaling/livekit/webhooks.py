@@ -97,5 +97,5 @@ def _read(kind: NoticeKind, event: WebhookEvent) -> Notice | None:
         Identity(info.identity),
         info.sid,
         presence_of(room, info) if kind == "participant_joined" else None,
-        track_of(event.track) if kind == "track_published" else None,
+        track_of(event.track) if kind in {"track_published", "track_unpublished"} else None,
     )

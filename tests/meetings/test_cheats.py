@@ -105,6 +105,15 @@ async def test_the_sound_of_a_screen_is_heard_for_a_second_if_no_picture_comes(s
     await scene.listener.heard("carol", "screen_share_audio", since=time.monotonic())
 
 
+async def test_the_sound_of_a_screen_is_heard_for_a_second_after_its_picture_has_ended(scene: Scene) -> None:
+    picture = await scene.bob.publish("screen_share")
+    await scene.bob.publish("screen_share_audio")
+    await scene.listener.heard("bob", "screen_share_audio")
+    heard_s = await scene.heard_for("bob", lambda: scene.bob.unpublish(picture), "screen_share_audio")
+    assert heard_s < PICTURE_S + HEARD_S
+    assert await scene.may_publish("bob") == ["camera", "screen_share"]
+
+
 async def test_sound_of_no_declared_source_is_refused_by_livekit_whatever_token_of_ours_brings_it(scene: Scene) -> None:
     async def publish() -> None:
         with pytest.raises(PublishRefused, match="may not publish unknown: NOT_ALLOWED"):
