@@ -359,7 +359,15 @@ class Reconciler:
             if not track.muted:
                 async with self._media.slot(presence.room, Priority.LIVE), self._lock(presence.identity):
                     await self._media.mute(presence.room, presence.identity, track.sid)
+                    self._note_muted((presence.room, presence.identity), track)
         return silencing(presence, sources)
+
+    def _note_muted(self, place: Place, track: Track) -> None:
+        """A sweep that had its list before must not take them for somebody who unmuted again."""
+        known = self._roster.get(place)
+        if known is not None:
+            muted = tuple(replace(each, muted=True) if each.sid == track.sid else each for each in known.tracks)
+            self._note(replace(known, tracks=muted))
 
     async def mute_late(
         self,

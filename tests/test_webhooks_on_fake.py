@@ -230,6 +230,21 @@ async def test_moderators_are_told_of_somebody_who_unmutes_again(fake: FakeRoomS
         assert not meeting.is_muted(bob, sid)
 
 
+async def test_a_mute_in_the_middle_of_a_sweep_is_no_unmuting(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        alice = await meeting.join("alice", Role.MODERATOR)
+        for name in ("bob", "carol"):
+            await meeting.join(name)
+            meeting.fake.publish(ROOM, name, "microphone")
+        with meeting.fake.hang(method="UpdateParticipant", identity="carol") as hanging:
+            meeting.fake.join(ROOM, "carol")  # with other rights
+            await hanging.hit()  # the sweep has its list
+            await alice.send("force_mute", participants=["bob"])
+        looks = len(meeting.calls("ListParticipants"))
+        await until(lambda: len(meeting.calls("ListParticipants")) > looks + 3)
+        assert alice.noticed("unmuted_again") == []
+
+
 # --- Bypasses ----------------------------------------------------------------------------------------------------
 
 
