@@ -37,7 +37,6 @@ from signaling.core.decisions import (
 )
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
 from signaling.core.enforcement import (
-    is_exempt,
     is_stranger,
     must_wait,
     owner_of,
@@ -298,10 +297,12 @@ class Meeting:
         self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
     ) -> Decision | Refusal:
         others = frozenset[ParticipantId]()
-        if _names_strangers(state, command):
+        if _concerns_strangers(state, command):
             with contextlib.suppress(MediaServerUnavailable):
                 await self.reconciler.look(state.rooms_in_use())
-            others = strangers(state, self.reconciler.roster)
+            is_for_all = isinstance(command, moderation.Mute) and command.participants is None
+            roster = self.reconciler.roster
+            others = strangers(state, (found for found in roster if not (is_for_all and is_service(found))))
         return decide(state, sender, command, now=self._clock(), command_id=command_id, strangers=others)
 
     def _begin(self) -> None:
@@ -414,14 +415,16 @@ class Meeting:
         sources = effect.sources
         places = {place: who for who in effect.participants for place in self._places(state, who)}
         silent = await self.reconciler.look(
-            state.rooms_in_use() if effect.strangers_too else {room for room, _ in places}
+            state.rooms_in_use() if effect.strangers_but is not None else {room for room, _ in places}
         )
         held = frozenset(places) if effect.is_held else frozenset[Place]()
-        if effect.strangers_too:
+        if effect.strangers_but is not None:
             places |= {
                 (presence.room, presence.identity): ParticipantId(presence.identity)
                 for presence in self.reconciler.roster
-                if is_stranger(state, presence) and not is_exempt(state, presence)
+                if is_stranger(state, presence)
+                and not is_service(presence)
+                and ParticipantId(presence.identity) not in effect.strangers_but
             }
         before = {place: found for place in places if (found := self.reconciler.presence(*place)) is not None}
         tasks = {
@@ -876,8 +879,10 @@ def _live(presence: Presence, sources: frozenset[Source]) -> list[Track]:
     return [track for track in presence.tracks_of(sources) if not track.muted]
 
 
-def _names_strangers(state: MeetingState, command: AnyCommand) -> bool:
+def _concerns_strangers(state: MeetingState, command: AnyCommand) -> bool:
     match command:
+        case moderation.Mute(participants=None, hold_s=hold_s):
+            return hold_s is not None  # who is muted once need not be known before
         case (
             moderation.Mute(participants=named)
             | moderation.Allow(participants=named)

@@ -178,13 +178,15 @@ async def test_muting_everyone_leaves_moderators_the_listed_and_services_alone(m
     await meeting.join("mia", Role.MODERATOR)
     await meeting.join("recorder", kind=Kind.RECORDER)
     fake = meeting.fake
-    fake.join(ROOM, "stranger")
+    for stranger in ("stranger", "caller"):
+        fake.join(ROOM, stranger)
     fake.join(ROOM, "ingress", kind=models.ParticipantInfo.INGRESS)
+    await alice.comes_to("disallow", source="camera", participants=["ingress"])
     tracks = {
         name: fake.publish(ROOM, name, "microphone")
-        for name in ("alice", "bob", "carol", "mia", "recorder", "stranger", "ingress")
+        for name in ("alice", "bob", "carol", "mia", "recorder", "stranger", "caller", "ingress")
     }
-    came_to = await alice.comes_to("mute", everyone_except=["carol"])
+    came_to = await alice.comes_to("mute", everyone_except=["carol", "caller"])
     assert came_to == {
         "alice": "exempt",
         "bob": "muted",
@@ -214,6 +216,21 @@ async def test_a_mute_that_holds_takes_the_source_away_until_it_ends(meeting: Me
     assert told == {"message": "permissions_changed", "may_publish": ALL, "cause": "expiry"}
     await until(lambda: meeting.may(bob) and meeting.may(carol))
     assert [entry["action"] for entry in alice.noticed("action_taken")] == ["mute"], "nobody did the rest"
+
+
+async def test_a_mute_of_everyone_holds_for_who_never_joined_too(meeting: MeetingOnFake) -> None:
+    alice, _, _ = await three(meeting)
+    for stranger in ("stranger", "caller"):
+        meeting.fake.join(ROOM, stranger)
+    meeting.fake.join(ROOM, "ingress", kind=models.ParticipantInfo.INGRESS)
+    for name in ("stranger", "caller", "ingress"):
+        meeting.fake.publish(ROOM, name, "microphone")
+    came_to = await alice.comes_to("mute", everyone_except=["bob", "caller"], hold_s=1)
+    assert came_to == {"alice": "exempt", "bob": "exempt", "carol": "no_track", "stranger": "muted"}
+    assert not meeting.fake.may_publish(ROOM, "stranger", "microphone")
+    for spared in ("bob", "caller", "ingress"):
+        assert meeting.fake.may_publish(ROOM, spared, "microphone")
+    await until(lambda: meeting.fake.may_publish(ROOM, "stranger", "microphone"))
 
 
 async def test_a_held_mute_that_livekit_did_not_answer_is_made_up_for(meeting: MeetingOnFake) -> None:

@@ -344,7 +344,7 @@ def decide(
     Args:
         sender: Who asks; `CONTROLLER` for the host.
         now: Seconds since the epoch.
-        strangers: Who is in LiveKit and has never joined; moderators may name them too.
+        strangers: Who is in LiveKit and has never joined; moderators may name them too, or mean them by everyone.
     """
     if isinstance(command, HostCommand):
         return _decide_for_host(state, command, now, command_id)
@@ -589,19 +589,20 @@ def _mute(
     sources = frozenset(map(Source, command.sources))
     unknown: frozenset[ParticipantId] = frozenset()
     exempt: frozenset[ParticipantId] = frozenset()
+    spared: frozenset[ParticipantId] | None = None
     if command.participants is not None:
         targets, unknown = _known(state, command.participants, strangers)
     else:
-        spared = {action.sender, *(command.everyone_except or ())}
+        spared = frozenset({action.sender, *(command.everyone_except or ())})
         exempt = frozenset(
             who for who in state.members if who in spared or state.is_moderator(who) or not obeys_room(who, state)
         )
-        targets = frozenset(state.members) - exempt
+        targets = (strangers | state.members.keys()) - exempt - spared
     is_held = command.hold_s is not None
     return replace(
         action,
         changes=() if command.hold_s is None else (Held(targets, sources, action.at + command.hold_s),),
-        effect=Mute(targets, sources, is_held=is_held, strangers_too=command.participants is None),
+        effect=Mute(targets, sources, is_held=is_held, strangers_but=spared),
         targets=targets,
         unknown=unknown,
         exempt=exempt,

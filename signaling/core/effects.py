@@ -97,13 +97,13 @@ class Mute:
 
     Attributes:
         is_held: Whether the sources are also kept from them for a while, which ends the tracks.
-        strangers_too: Whether it also concerns ordinary people in LiveKit who have never joined.
+        strangers_but: Ordinary people in LiveKit who have never joined are to be muted too, less these; `None` if not.
     """
 
     participants: frozenset[ParticipantId]
     sources: frozenset[Source]
     is_held: bool = False
-    strangers_too: bool = False
+    strangers_but: frozenset[ParticipantId] | None = None
 
 
 @dataclass(frozen=True, slots=True)

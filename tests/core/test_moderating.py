@@ -142,7 +142,7 @@ def test_mute_names_people_or_everyone() -> None:
 def test_everyone_is_nobody_who_moderates_is_listed_serves_or_sends() -> None:
     state = after(joined(WITH_RECORDER, somebody(DAVE)), (ALICE, promote(CAROL)))
     decision = decided(state, ALICE, moderation.Mute(everyone_except=(BOB, EVE)))
-    assert decision.effect == Mute(frozenset({DAVE}), MIC, strangers_too=True)
+    assert decision.effect == Mute(frozenset({DAVE}), MIC, strangers_but=frozenset({ALICE, BOB, EVE}))
     assert decision.exempt == {ALICE, BOB, CAROL, RECORDER}
     assert outcomes(conclude(state, decision, {DAVE: Finding.MUTED})) == {
         **dict.fromkeys((ALICE, BOB, CAROL, RECORDER), "exempt"),

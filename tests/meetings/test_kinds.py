@@ -23,6 +23,12 @@ async def test_a_phone_caller_is_muted_and_restricted_like_anyone(scene: Scene) 
     await scene.listener.silent("caller")
     await caller.unmute(caller.tracks[0])
     await scene.listener.heard("caller", since=time.monotonic())
+    came_to = await scene.alice.comes_to("mute", everyone_except=["bob"], hold_s=60)
+    assert came_to["caller"] == "muted"
+    await scene.listener.silent("caller")
+    assert await scene.may_publish("caller") == SILENT
+    await scene.alice.comes_to("allow", source="microphone", participants=["caller"])
+    await scene.listener.heard("caller", since=time.monotonic())
     await scene.alice.comes_to("restrict", source="microphone")
     await scene.listener.silent("caller")
     assert await scene.may_publish("caller") == SILENT
