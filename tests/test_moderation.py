@@ -368,6 +368,8 @@ async def test_whoever_is_in_livekit_without_having_joined_may_be_named(meeting:
     assert fake.permissions(ROOM)["feed"].can_publish == before.can_publish
     assert await alice.comes_to("disallow", source="camera", participants=["feed"]) == {"feed": "revoked"}
     assert [source for source in ALL if fake.may_publish(ROOM, "feed", source)] == ALL[1:]
+    assert await alice.comes_to("allow", source="camera", participants=["feed"]) == {"feed": "granted"}
+    assert all(fake.may_publish(ROOM, "feed", source) for source in ALL)
     assert await alice.comes_to("kick", participants=["feed"]) == {"feed": "removed"}
     assert "feed" not in fake.permissions(ROOM)
 
@@ -432,6 +434,15 @@ async def test_nobody_but_the_presenter_shares_the_screen(meeting: MeetingOnFake
     assert await alice.comes_to("set_presenter", participant="bob") == dict.fromkeys(
         ("alice", "bob", "carol", "dave"), "unchanged"
     )
+
+
+async def test_a_presenter_does_not_wait_for_a_service_that_something_was_kept_from(meeting: MeetingOnFake) -> None:
+    alice, bob, _ = await three(meeting)
+    meeting.fake.join(ROOM, "feed", kind=models.ParticipantInfo.INGRESS)
+    await alice.comes_to("disallow", source="camera", participants=["feed"])
+    await alice.comes_to("restrict", source="screen_share")
+    assert (await alice.comes_to("set_presenter", participant="bob"))["bob"] == "granted"
+    assert meeting.may(bob, "screen_share")
 
 
 async def test_handing_over_is_one_step_and_never_two_may_share_at_once(meeting: MeetingOnFake) -> None:

@@ -376,6 +376,16 @@ def test_an_ingress_is_touched_only_by_what_names_it() -> None:
     assert plan(state, [feed]) == []
     named = changed(state, Revoked(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(named, [feed]) == [Allow(MAIN, Identity("feed"), ALL[1:], Priority.IDLE)]
+    told = replace(feed, permission=allowing(*ALL[1:]))
+    lifted = changed(named, Granted(frozenset({ParticipantId("feed")}), CAMERA))
+    assert plan(lifted, [told]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
+
+
+def test_a_presenter_waits_for_no_service_though_something_is_kept_from_it() -> None:
+    feed = Presence(MAIN, Identity("feed"), allowing(*ALL[1:]), kind=LiveKitKind.INGRESS)
+    presenter = present(BOB, *WITHOUT_SCREEN)
+    state = changed(RESTRICTED, Revoked(frozenset({ParticipantId("feed")}), CAMERA), PresenterSet(BOB))
+    assert not must_wait(state, presenter, [feed, presenter])
 
 
 def test_a_service_keeps_what_it_has_less_what_is_kept_from_it_by_name() -> None:

@@ -55,7 +55,7 @@ async def test_services_are_touched_by_nothing_that_is_decided_for_everybody(sce
     assert await scene.may_publish("bob") == ["screen_share", "screen_share_audio"]
 
 
-async def test_an_ingress_is_ended_by_its_name(scene: Scene) -> None:
+async def test_an_ingress_is_ended_and_let_again_by_its_name(scene: Scene) -> None:
     ingress = await scene.enter(scene.forge("ingress", "ingress"), republish_always=False)
     await scene.listener.heard("ingress")
     assert await scene.alice.comes_to("stop", source="microphone", participants=["ingress"]) == {"ingress": "stopped"}
@@ -67,3 +67,7 @@ async def test_an_ingress_is_ended_by_its_name(scene: Scene) -> None:
     assert came_to == {"ingress": "revoked"}
     await scene.listener.silent("ingress")
     assert await scene.may_publish("ingress") == SILENT
+    came_to = await scene.alice.comes_to("allow", source="microphone", participants=["ingress"])
+    assert came_to == {"ingress": "granted"}
+    await ingress.publish("microphone")
+    await scene.listener.heard("ingress", since=time.monotonic())
