@@ -20,7 +20,7 @@ from tests.meetings.stage import ROOM, Actor, Stage
 
 HEARD_S = 0.5
 """How long a cheat may be heard on a loaded machine; figures are the benchmarks'."""
-LISTEN_S = 1.5
+LISTEN_S = 1.0
 SILENT = ["camera", "screen_share", "screen_share_audio"]
 """What everybody may publish who may not speak."""
 

@@ -40,6 +40,7 @@ async def test_the_original_token_does_not_end_a_hold(scene: Scene) -> None:
 
 async def test_who_always_publishes_again_may_after_each_stop_but_not_after_a_disallow(scene: Scene) -> None:
     await scene.come_back()
+    await scene.listener.heard("bob", since=time.monotonic())
     for _ in range(2):
         asked_at = time.monotonic()
         assert await scene.alice.comes_to("stop", source="microphone", participants=["bob"]) == {"bob": "stopped"}

@@ -20,8 +20,8 @@ async def kick(scene: Scene) -> None:
 async def returns_in_vain(scene: Scene, token: str) -> None:
     returned_at = time.monotonic()
     heard_s = await scene.heard_for("bob", lambda: scene.come_back(token))
+    await scene.bob.wait_for("joined", since=returned_at)  # LiveKit lets them in; our answer takes them out
     assert heard_s < HEARD_S
-    assert (await scene.bob.wait_for("leave", since=returned_at)).reason == "PARTICIPANT_REMOVED"
     assert "bob" not in await scene.stage.presences()
 
 
