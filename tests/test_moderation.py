@@ -436,15 +436,6 @@ async def test_nobody_but_the_presenter_shares_the_screen(meeting: MeetingOnFake
     )
 
 
-async def test_a_presenter_does_not_wait_for_a_service_that_something_was_kept_from(meeting: MeetingOnFake) -> None:
-    alice, bob, _ = await three(meeting)
-    meeting.fake.join(ROOM, "feed", kind=models.ParticipantInfo.INGRESS)
-    await alice.comes_to("disallow", source="camera", participants=["feed"])
-    await alice.comes_to("restrict", source="screen_share")
-    assert (await alice.comes_to("set_presenter", participant="bob"))["bob"] == "granted"
-    assert meeting.may(bob, "screen_share")
-
-
 async def test_handing_over_is_one_step_and_never_two_may_share_at_once(meeting: MeetingOnFake) -> None:
     alice, bob, carol = await three(meeting)
     await alice.comes_to("set_presenter", participant="bob")

@@ -381,13 +381,6 @@ def test_an_ingress_is_touched_only_by_what_names_it() -> None:
     assert plan(lifted, [told]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
 
 
-def test_a_presenter_waits_for_no_service_though_something_is_kept_from_it() -> None:
-    feed = Presence(MAIN, Identity("feed"), allowing(*ALL[1:]), kind=LiveKitKind.INGRESS)
-    presenter = present(BOB, *WITHOUT_SCREEN)
-    state = changed(RESTRICTED, Revoked(frozenset({ParticipantId("feed")}), CAMERA), PresenterSet(BOB))
-    assert not must_wait(state, presenter, [feed, presenter])
-
-
 def test_a_service_keeps_what_it_has_less_what_is_kept_from_it_by_name() -> None:
     agent = Presence(MAIN, Identity("agent"), allowing(MICROPHONE), kind=LiveKitKind.AGENT)
     without_camera = changed(MEETING, Revoked(frozenset({ParticipantId("agent")}), CAMERA))
