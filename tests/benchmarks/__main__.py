@@ -16,7 +16,7 @@ from typing import Final
 from rich.console import Console
 
 from signaling.server.logs import configure_logging
-from tests.benchmarks import cheat_rows, livekit_rows, memory_rows, signaling_rows
+from tests.benchmarks import cheat_rows, livekit_rows, memory_rows, repair_rows, signaling_rows
 from tests.benchmarks.measure import Options, Row, growth
 from tests.benchmarks.report import as_json, as_markdown, growth_table, table
 
@@ -24,6 +24,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Options], AsyncIterator[Row]]]] = {
     "mute": livekit_rows.mute,
     "restriction": livekit_rows.restriction,
     "cheats": cheat_rows.cheats,
+    "repair": repair_rows.repair,
     "command": signaling_rows.command,
     "echo": signaling_rows.echo,
     "token": signaling_rows.token,

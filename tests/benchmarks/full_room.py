@@ -217,6 +217,21 @@ class FullRoom:
         await self._unmute(began_at)
         return sample
 
+    async def sweep(self) -> dict[str, float]:
+        """What the module does every few seconds, while nothing is wrong."""
+        meeting = self._module._meetings[_ROOM]
+        calls, began_at, cpu_s = _module_calls(), time.monotonic(), time.process_time()
+        await meeting._before_sweep()
+        await meeting.reconciler.go_over(None)
+        await meeting._after_sweep()
+        return _cost(began_at, cpu_s) | {"calls": _module_calls() - calls}
+
+    async def list_bare(self) -> dict[str, float]:
+        """The list that it takes."""
+        began_at, cpu_s = time.monotonic(), time.process_time()
+        await self._bare.listed()
+        return _cost(began_at, cpu_s) | {"calls": 1}
+
     async def _command(self, message: str, action: str, **fields: object) -> dict[str, float]:
         """Until the last of its events, the calls until all is settled, and how many were told."""
         assert self._moderator is not None
@@ -348,6 +363,10 @@ def _module_calls() -> float:
         for sample in family.samples
         if sample.name.endswith("_total")
     )
+
+
+def _cost(began_at: float, cpu_s: float) -> dict[str, float]:
+    return {"time": (time.monotonic() - began_at) * 1e3, "CPU": (time.process_time() - cpu_s) * 1e3}
 
 
 def _is_cut_off(member: Member) -> bool:
