@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -139,8 +140,11 @@ class BareHost(Host):
 class ModerationHost(Host):
     """The stand-alone server."""
 
-    def __init__(self, pid: int, url: str, internal_url: str, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, pid: int, url: str, internal_url: str, http: aiohttp.ClientSession, livekit: EmbeddedServer
+    ) -> None:
         super().__init__(pid)
+        self.livekit = livekit
         self._url = url
         self._metrics_url = f"{internal_url}/metrics"
         self._http = http
@@ -199,13 +203,17 @@ async def bare_host() -> AsyncIterator[BareHost]:
 
 
 @asynccontextmanager
-async def moderation_host(**settings: str) -> AsyncIterator[ModerationHost]:
-    """`livekit-moderation serve` with a store in memory, on a real LiveKit."""
+async def moderation_host(*, reports: bool = False, **settings: str) -> AsyncIterator[ModerationHost]:
+    """`livekit-moderation serve` with a store in memory, on a real LiveKit, which `reports` to it or not."""
+    internal = _free_address()
     async with AsyncExitStack() as stack:
-        livekit = await stack.enter_async_context(EmbeddedServer(path=require(None), prometheus=True))
+        hooks = [f"http://{internal}/livekit/webhook"] if reports else []
+        livekit = EmbeddedServer(path=require(None), webhook_urls=hooks, prometheus=True)
+        await stack.enter_async_context(livekit)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         directory = Path(stack.enter_context(TemporaryDirectory()))
         chosen = {
+            "MODERATION_INTERNAL_LISTEN": internal,
             "MODERATION_STORE_URL": "memory:",
             "MODERATION_RATE_PER_S": "10000",  # nobody is to be refused for being measured
             "MODERATION_RATE_BURST": "100000",
@@ -213,7 +221,13 @@ async def moderation_host(**settings: str) -> AsyncIterator[ModerationHost]:
         }
         server = await stack.enter_async_context(serving(livekit, directory, **chosen))
         assert server._process is not None
-        yield ModerationHost(server._process.pid, server.signaling_url, server.internal_url, http)
+        yield ModerationHost(server._process.pid, server.signaling_url, server.internal_url, http, livekit)
+
+
+def _free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def fresh_room() -> str:
@@ -230,6 +244,11 @@ async def in_flight(limit: int, work: Iterable[Callable[[], Awaitable[Result]]])
             return await each()
 
     return list(await asyncio.gather(*map(one, work)))
+
+
+def cpu_s(pid: int) -> float:
+    """For how many seconds a process has run on a core: Linux makes a clock of its id, finer than what /proc tells."""
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def ms_since(began_at: float) -> float:

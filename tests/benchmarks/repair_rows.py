@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -20,12 +21,13 @@ from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.participants import participant_token
 from signaling.testing.webhooks import sign_webhook, webhook_of
 from tests.benchmarks.full_room import full_room
-from tests.benchmarks.hosts import fresh_room
+from tests.benchmarks.hosts import AT_ONCE, ModerationHost, cpu_s, fresh_room, in_flight, moderation_host
 from tests.benchmarks.measure import Goal, Options, Row, Sample, Variant, in_turns
-from tests.crowd.crowd import Crowd, Member
+from tests.crowd.crowd import Crowd, Join, Member
 from tests.meetings.stage import webhooks_to
 
 _OFTEN: Final = 10
+_ROUNDS_OF_JOINS: Final = 5
 _RIGHT_MS: Final = 50
 _LIVE: Final = 0.1
 _ROOM_SIZE: Final = 50
@@ -77,6 +79,20 @@ async def repair(options: Options) -> AsyncIterator[Row]:
             measured=taken["module"][what],
             baseline=taken["bare"][what],
             baseline_is="the library's verifying and reading alone",
+        )
+    n = min(n, _ROOM_SIZE)
+    async with _joining(n) as variants:
+        taken = await in_turns(variants, options.repeat * _ROUNDS_OF_JOINS)
+    for what, unit in (("joins a second", "/s"), ("CPU of LiveKit and us", "ms"), ("CPU of us", "ms")):
+        yield Row(
+            benchmark="repair",
+            what=what,
+            where="joining LiveKit with webhooks",
+            n=n,
+            unit=unit,
+            measured=taken["told"][what],
+            baseline=taken["untold"].get(what, ()),
+            baseline_is="the same without webhooks",
         )
 
 
@@ -169,8 +185,9 @@ async def _told_at(member: Member, sources: Sequence[str], since: float) -> floa
 async def _joins_reported(n: int) -> AsyncIterator[dict[str, Variant]]:
     """Reports that so many who agree have joined once more, made before they are measured."""
     async with FakeRoomService() as fake, _module_on(fake) as module:
-        rooms = [RoomId(fresh_room()) for _ in range(max(n // _ROOM_SIZE, 1))]
-        people = [(room, ParticipantId(f"p{number}")) for number in range(n // len(rooms)) for room in rooms]
+        size = min(n, _ROOM_SIZE)
+        rooms = [RoomId(fresh_room()) for _ in range(n // size)]
+        people = [(room, ParticipantId(f"p{number}")) for room in rooms for number in range(size)]
         for room, who in people:
             session = await module.join(room, Participant(who, role=Role.USER), deliver=_to_nobody)
             assert session.join_data is not None
@@ -219,3 +236,33 @@ async def _joins_reported(n: int) -> AsyncIterator[dict[str, Variant]]:
 
 def _tasks(module: ModerationModule) -> set[asyncio.Task[object]]:
     return {task for meeting in module._meetings.values() for task in meeting._tasks}
+
+
+# --- Joining LiveKit ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _joining(n: int) -> AsyncIterator[dict[str, Variant]]:
+    """So many who are in the signaling, and agree, join LiveKit too, and leave it again."""
+    async with (
+        moderation_host(reports=True, MODERATION_SWEEP_S="3600") as told,
+        moderation_host(MODERATION_SWEEP_S="3600") as untold,
+    ):
+        room = fresh_room()
+        listeners = {host: await host.fill({room: n}) for host in (told, untold)}
+
+        async def join(host: ModerationHost) -> Sample:
+            url, key, secret = host.livekit.url, host.livekit.api_key, host.livekit.api_secret
+            tokens = [participant_token(key, secret, room, f"p{i}", can_publish_sources=_FREE) for i in range(n)]
+            async with Crowd() as crowd:
+                began_at, us_s, livekit_s = time.monotonic(), cpu_s(host.pid), cpu_s(host.livekit.pid)
+                members = await crowd.join_many([Join(url=url, token=token) for token in tokens])
+                rate = n / (time.monotonic() - began_at)
+                us_s, livekit_s = cpu_s(host.pid) - us_s, cpu_s(host.livekit.pid) - livekit_s
+                await in_flight(AT_ONCE, [member.leave for member in members])
+            sample = {"joins a second": rate, "CPU of LiveKit and us": (us_s + livekit_s) * 1e3 / n}
+            return sample | ({"CPU of us": us_s * 1e3 / n} if host is told else {})  # untold, there is nothing to do
+
+        yield {"told": partial(join, told), "untold": partial(join, untold)}
+        for host, joined in listeners.items():
+            await host.empty(joined)
