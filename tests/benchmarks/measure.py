@@ -51,8 +51,8 @@ class Goal:
     at_least: bool = False
 
     def __str__(self) -> str:
-        prefix, suffix = "p95 " if self.of == "p95" else "", " of it" if self.of == "ratio" else ""
-        return f"{prefix}{'≥' if self.at_least else '≤'} {self.limit:,g}{suffix}"
+        of = "" if self.of == "measured" else f"{self.of} "
+        return f"{of}{'≥' if self.at_least else '≤'} {self.limit:,g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,22 +16,45 @@ from signaling.livekit.installation import require
 from tests.benchmarks.measure import Growth, Options, Row, growth, p95
 
 _HEAD: Final = ("what", "where", "n", "measured (p95)", "baseline (p95)", "ratio", "goal", "met")
+_COUNTS: Final = frozenset({"calls", "people"})
 _HOW: Final = """
 A ratio compares two medians of the same run: what is measured and its baseline are taken in turns, each round begins
-with another of them, and a first round does not count. Goals that are no ratio are the absolute figure.
+with another of them, and a first round does not count. Goals that are no ratio are of the median, or of the p95 where
+they say so.
 
-- *mute*, *restriction*: a real `livekit-server`, as many real participants as n says in a process of their own (live:
-  with a running microphone), the module embedded in the measuring process. The moderator only signals. Withdrawn and
-  settled are what the participants were told, by their own clock. The baselines call the library (`livekit-api`) from
-  the same process, with one cached token; the *usual algorithm* of a mute gets each participant in turn and mutes each
-  of their microphones, that of a restriction lists and rewrites every permission, 25 at a time. Cut off are connections
-  that LiveKit closed, by its own counter, while restricting and lifting.
-- *command*: from a frame's text to the last event's text, on a RoomService without latency in the same process, less
-  the same two calls made bare right before or after; logs are written as `serve` writes them.
-- *echo*, *token*, *broadcast*, *joins*, *memory*: `livekit-moderation serve` in a process of its own, against a bare
-  `websockets` server in another, without compression; both have the same clients in the measuring process, which share
-  the machine with the server. Joins go to a real `livekit-server` and end with `join_success`, 20 at a time; the
-  baseline is connecting and one echo. Memory is the resident set of the server's process, above what it was before.
+- *mute*, *restriction*: a real `livekit-server` with n real participants, who are in a process of their own; live are
+  those with a running microphone. The module is embedded in the measuring process, and the moderator only signals. The
+  baselines call the library (`livekit-api`) from there too, with a token signed once. The usual algorithm of a mute
+  gets each participant in turn and mutes each of their microphones; that of a restriction lists, and rewrites every
+  permission. Withdrawn and settled mean answered by LiveKit; *was told* is by the publisher's own clock. Cut off are
+  connections that LiveKit closed, by its own counter, while restricting and lifting; of all other figures, runs in
+  which that happened count only if it happened in all. Each run begins when LiveKit has nothing more to tell anybody.
+- *cheats*: a restricted meeting on a real `livekit-server`, with the module embedded in the measuring process. Eleven
+  people, each a client that cheats with real sound, do what the row says with a token of before the restriction; a
+  hidden listener with LiveKit's own SDK subscribes to all sound as soon as it is told of it. Heard is from the first
+  audible frame of 20 ms to the last; who is not heard within 1.5 s counts as 0, and the row says how often somebody
+  was heard. Nobody cheats twice: each round is a meeting of its own. Its cheats begin 0.38 s after each other, so
+  that with webhooks each, but the sound of a screen, has been dealt with when the next begins; without, sweeps come
+  at any time of a cheat, and a few are heard at once, each by itself. Without webhooks the meeting is swept every
+  second, not every five, to see as many; what is heard grows with it. With webhooks there is no sweep. Sound in a
+  track of type `VIDEO` aborts whoever subscribes: that one is measured from the client's publishing it, before
+  LiveKit has agreed on any media, to LiveKit's taking it away. An unknown source LiveKit itself refuses.
+- *repair*: *an old token*: somebody restricted returns with a token of before, without media, to a real
+  `livekit-server` that reports by webhooks to the measuring process, in which the module is embedded. LiveKit is
+  right when they are told so, by their own clock: since the HTTP request came in, or since LiveKit let them in. *A
+  sweep*: in a full room, as for restrictions. *Reports*: signed webhooks of people who agree, handed one after
+  another to the module's `receive_webhook`, on a RoomService without latency, until all that follows from them is
+  done. *Joining LiveKit*: a room of people who have joined the signaling of `livekit-moderation serve`, 8 at a time,
+  reported to it or not. On two cores, which LiveKit and the clients share, the joins a second are theirs and move
+  with whatever else runs; what webhooks cost is told by the CPU of each join.
+- *command*: from a frame's text to the last event's text, less the same two calls made bare right before or after, on
+  a RoomService without latency in the same process; logs are written as `serve` writes them.
+- *echo*, *token*, *broadcast*, *joins*, *memory*: `livekit-moderation serve` in a process of its own, with a store in
+  memory and a real `livekit-server`, against a bare `websockets` server in another. Neither compresses; both have the
+  same clients, in the measuring process, which thus share the machine with the server. Joins are 20 at a time and end
+  with `join_success`; the baseline is connecting and one echo. Memory is what the server's process has resident, above
+  what it had before; Python keeps most of it for the next meeting, and *more after one meeting more* is what the third
+  adds.
 """
 
 
@@ -88,7 +111,7 @@ def as_markdown(rows: Sequence[Row], options: Options) -> str:
     for name in dict.fromkeys(row.benchmark for row in rows):
         mine = [row for row in rows if row.benchmark == name]
         parts += [f"## {name.capitalize()}", _lines(_HEAD, [_cells(row) for row in mine])]
-        parts.append("\n".join(f"- *{what}*: against {is_}." for what, is_ in _baselines(mine).items()))
+        parts.append("\n".join(f"- Against {is_}: {'; '.join(what)}." for is_, what in _baselines(mine).items()))
     if grown := growth(rows):
         parts += ["## Growth", "The exponent e of n^e, fitted by least squares of the logarithms."]
         head = ("what", "where", "sizes", "exponent", "baseline's")
@@ -149,20 +172,25 @@ def _growth_cells(each: Growth) -> tuple[str, ...]:
 
 
 def _figure(values: Sequence[float], unit: str) -> str:
-    middle, most = _digits(median(values)), _digits(p95(values))
-    return f"{middle} {unit}" if len(values) == 1 or unit == "calls" else f"{middle} ({most}) {unit}"
+    if unit in _COUNTS:
+        return _digits(median(values))
+    most = f" ({_digits(p95(values))})" if len(values) > 1 else ""
+    return f"{_digits(median(values))}{most} {unit}"
 
 
 def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def _baselines(rows: Sequence[Row]) -> dict[str, str]:
+def _baselines(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What is compared with which, with the situation where the quantity alone does not say it."""
     named: dict[str, list[str]] = {}
     for row in rows:
-        if row.baseline and row.baseline_is not in (known := named.setdefault(row.what, [])):
-            known.append(row.baseline_is)
-    return {what: "; ".join(known) for what, known in named.items()}
+        alike = {other.baseline_is for other in rows if other.what == row.what}
+        what = row.what if len(alike) == 1 else f"{row.what}, {row.where}"
+        if row.baseline and what not in named.setdefault(row.baseline_is, []):
+            named[row.baseline_is].append(what)
+    return named
 
 
 def _lines(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
