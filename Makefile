@@ -2,7 +2,7 @@
 # make test               lint, then every test; ARGS="-k mute -x" is for pytest
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
-# make bench              measure, half an hour; ARGS=--quick takes two minutes
+# make bench              measure, half an hour; ARGS=--quick takes three minutes
 # make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
