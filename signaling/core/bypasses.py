@@ -13,13 +13,11 @@ _OF_SOUNDS = frozenset({Source.MICROPHONE, Source.SCREEN_SHARE_AUDIO})
 
 def bypassing(state: MeetingState, presence: Presence) -> tuple[Track, ...]:
     """Tracks that bring what somebody may not publish under the name of something that they may."""
+    disguised = [track for track in presence.tracks if track.source in (_OF_PICTURES if track.is_sound else _OF_SOUNDS)]
+    if not disguised:  # so with nearly everybody, whom every sweep asks about
+        return ()
     kept = _kept_from(state, presence)
-    return tuple(
-        track
-        for track in presence.tracks
-        if (track.is_sound and Source.MICROPHONE in kept and track.source in _OF_PICTURES)
-        or (not track.is_sound and Source.CAMERA in kept and track.source in _OF_SOUNDS)
-    )
+    return tuple(track for track in disguised if (Source.MICROPHONE if track.is_sound else Source.CAMERA) in kept)
 
 
 def unaccompanied(state: MeetingState, presence: Presence) -> tuple[Track, ...]:
@@ -28,13 +26,14 @@ def unaccompanied(state: MeetingState, presence: Presence) -> tuple[Track, ...]:
 
     The picture may only be on its way: each track is listed when its first media arrives, in any order.
     """
-    if Source.MICROPHONE not in _kept_from(state, presence):
+    sounds = tuple(track for track in presence.tracks if track.is_sound and track.source is Source.SCREEN_SHARE_AUDIO)
+    if not sounds or Source.MICROPHONE not in _kept_from(state, presence):
         return ()
     if any(track.source is Source.SCREEN_SHARE and not track.is_sound for track in presence.tracks):
         return ()
     if ParticipantId(presence.identity) in state.listed.get(Source.SCREEN_SHARE, frozenset()):
         return ()
-    return tuple(track for track in presence.tracks if track.is_sound and track.source is Source.SCREEN_SHARE_AUDIO)
+    return sounds
 
 
 def _kept_from(state: MeetingState, presence: Presence) -> frozenset[Source]:
