@@ -2,25 +2,20 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import pytest
-from aiohttp import web
 from livekit.api import AccessToken
 
-from signaling import ModerationModule, Role, Settings
-from signaling.livekit.embedded import EmbeddedServer
-from signaling.livekit.installation import require
-from signaling.testing.child import ParticipantError
-from signaling.testing.participants import MediaParticipant, ParticipantProcess, WaitedInVain, participant_token
+from signaling import Role
+from signaling.testing.participants import MediaParticipant, WaitedInVain, participant_token
 from tests.crowd.crowd import Behaviour, Crowd, Member
-from tests.meetings.stage import ROOM, Actor, Stage
+from tests.meetings.stage import LISTEN_S, ROOM, Actor, Stage, stage
 
 HEARD_S = 0.5
 """How long a cheat may be heard on a loaded machine; figures are the benchmarks'."""
-LISTEN_S = 1.0
 SILENT = ["camera", "screen_share", "screen_share_audio"]
 """What everybody may publish who may not speak."""
 
@@ -85,16 +80,7 @@ class Scene:
         listener: MediaParticipant | None = None,
     ) -> float:
         """How long somebody is heard from the moment of the cheat; those it is refused are not heard."""
-        hearer = listener or self.listener
-        since = time.monotonic()
-        with suppress(ParticipantError):
-            await cheat()
-        self.crowd.raise_if_dead()
-        try:
-            began_at = await hearer.heard(identity, source, since=since, timeout_s=LISTEN_S)
-        except WaitedInVain:
-            return 0.0
-        return await hearer.silent(identity, source) - began_at
+        return await self.stage.heard_for(identity, cheat, source, listener=listener) or 0.0
 
     async def stays_silent(self, identity: str) -> None:
         """Listen for a while, in which nothing may be heard of them."""
@@ -121,33 +107,10 @@ async def scene(*, reports: bool = True, **settings: object) -> AsyncIterator[Sc
         settings: Of the module; without `moderation_sweep_s` no sweep helps.
     """
 
-    async def take(request: web.Request) -> web.Response:
-        await module.receive_webhook(await request.read(), request.headers["Authorization"])
-        return web.Response()
-
-    app = web.Application()
-    app.router.add_post("/livekit/webhook", take)
-    runner = web.AppRunner(app)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(runner.cleanup)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        hooks = [f"http://127.0.0.1:{runner.addresses[0][1]}/livekit/webhook"] if reports else []
-        server = await stack.enter_async_context(EmbeddedServer(path=require(None), webhook_urls=hooks))
-        process = await stack.enter_async_context(ParticipantProcess())
-        crowd = await stack.enter_async_context(Crowd())
-        chosen: dict[str, Any] = {
-            "livekit_url": server.url,
-            "livekit_api_key": server.api_key,
-            "livekit_api_secret": server.api_secret,
-            "moderation_sweep_s": 60,
-            **settings,
-        }
-        module = await stack.enter_async_context(ModerationModule(Settings(**chosen)))
-        stage = Stage(server, module, process)
-        alice = await stage.join("alice", Role.MODERATOR, enters_livekit=False)
-        signaling = await stage.join("bob", enters_livekit=False)
-        listener = await stage.listener()
-        bob = await crowd.join(server.url, signaling.token, publish=["microphone"])
+    async with stage(reports=reports, **{"moderation_sweep_s": 60, **settings}) as meeting, Crowd() as crowd:
+        alice = await meeting.join("alice", Role.MODERATOR, enters_livekit=False)
+        signaling = await meeting.join("bob", enters_livekit=False)
+        listener = await meeting.listener()
+        bob = await crowd.join(meeting.server.url, signaling.token, publish=["microphone"])
         await listener.heard("bob")
-        yield Scene(stage, crowd, listener, alice, bob, signaling, signaling.token)
+        yield Scene(meeting, crowd, listener, alice, bob, signaling, signaling.token)

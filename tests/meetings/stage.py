@@ -95,10 +95,15 @@ class Stage:
         await asyncio.gather(*(listener.heard(actor.id, since=since) for actor in actors))
 
     async def heard_for(
-        self, identity: str, cheat: Callable[[], Awaitable[object]], source: str = "microphone"
+        self,
+        identity: str,
+        cheat: Callable[[], Awaitable[object]],
+        source: str = "microphone",
+        *,
+        listener: MediaParticipant | None = None,
     ) -> float | None:
         """How many seconds somebody is heard from the moment of the cheat, which may be refused; `None` for never."""
-        listener = await self.listener()
+        listener = listener or await self.listener()
         since = time.monotonic()
         try:
             await cheat()
