@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, assert_never
 
-from signaling.core.decisions import Conclusion, Refusal, RefusalCode
+from signaling.core.conclusions import Conclusion
+from signaling.core.decisions import Refusal, RefusalCode
 from signaling.identifiers import CommandId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event, Namespace

@@ -13,20 +13,9 @@ import structlog
 
 from signaling import metrics
 from signaling.answers import answers, asks_for_result, is_preview, named_action, result
-from signaling.core.decisions import (
-    Announcement,
-    AnyCommand,
-    ChangeRole,
-    Conclusion,
-    Enter,
-    Everyone,
-    Extend,
-    LoseConnections,
-    ModeratorCommand,
-    Move,
-    Refusal,
-    may_moderate,
-)
+from signaling.core.commands import AnyCommand, ChangeRole, Enter, Extend, LoseConnections, ModeratorCommand, Move
+from signaling.core.conclusions import Announcement, Conclusion, Everyone
+from signaling.core.decisions import Refusal, may_moderate
 from signaling.core.participants import Kind, Participant, Role
 from signaling.core.policy import publishable
 from signaling.errors import (

@@ -15,26 +15,25 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from signaling import metrics
-from signaling.core.decisions import (
-    FRESH_S,
-    Announcement,
+from signaling.core.commands import (
     AnyCommand,
     Bypass,
-    Conclusion,
-    Decision,
     DepartUnlessBack,
     End,
     Expire,
     HostCommand,
     NoteRoomDeleted,
     NoteUnmutedAgain,
-    Refusal,
+)
+from signaling.core.conclusions import (
+    Announcement,
+    Conclusion,
     conclude,
-    decide,
     mute_announcements,
     presenters_of,
     to_moderators,
 )
+from signaling.core.decisions import FRESH_S, Decision, Refusal, decide
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
 from signaling.core.enforcement import (
     is_stranger,

@@ -6,7 +6,8 @@ from typing import Final, Literal, Protocol
 
 import structlog
 
-from signaling.core.decisions import ChangeRole, Depart, Move, Refusal
+from signaling.core.commands import ChangeRole, Depart, Move
+from signaling.core.decisions import Refusal
 from signaling.core.participants import Role
 from signaling.errors import InvalidParticipant, SessionEnded
 from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId

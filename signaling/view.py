@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from signaling.core.decisions import control_data
+from signaling.core.conclusions import control_data
 from signaling.core.participants import ALL_SOURCES, SERVICES, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import BlockCause, MeetingState, Member

@@ -10,7 +10,8 @@ import pytest
 from livekit.protocol import models
 
 from signaling import Kind, ParticipantBanned, Role, StoreError, metrics
-from signaling.core.decisions import Announcement, Decision, conclude, decide
+from signaling.core.conclusions import Announcement, conclude
+from signaling.core.decisions import Decision, decide
 from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId
 from signaling.messages import moderation
 from signaling.stores.contract import AuditEntry, Record

@@ -8,7 +8,7 @@ import jwt
 import pytest
 
 from signaling import InvalidParticipant, Kind, NotInMeeting, Participant, Role, SessionEnded
-from signaling.core.decisions import Announcement
+from signaling.core.conclusions import Announcement
 from signaling.core.state import POPOUTS_PER_PERSON
 from signaling.identifiers import BreakoutId, ParticipantId
 from signaling.rooms import MAX_WAITING

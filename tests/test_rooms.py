@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from signaling.core.decisions import AnyCommand, Conclusion, Enter, LoseConnections
+from signaling.core.commands import AnyCommand, Enter, LoseConnections
+from signaling.core.conclusions import Conclusion
 from signaling.core.participants import Participant, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import Block, MeetingState

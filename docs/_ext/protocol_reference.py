@@ -10,7 +10,7 @@ import yaml
 from sphinx.application import Sphinx
 
 from signaling.cli import schemas
-from signaling.core.decisions import ModeratorCommand, ModeratorQuery
+from signaling.core.commands import ModeratorCommand, ModeratorQuery
 
 Json = dict[str, Any]
 

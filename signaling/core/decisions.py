@@ -1,21 +1,31 @@
-"""From a command to a decision, and from what LiveKit did to what everybody is told."""
+"""From a command to a decision."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
 
-from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Stop
-from signaling.core.participants import (
-    NEVER_MODERATORS,
-    SCREEN_SOURCES,
-    SERVICES,
-    Participant,
-    Role,
-    Source,
+from signaling.core.commands import (
+    AnyCommand,
+    Bypass,
+    ChangeRole,
+    Depart,
+    DepartUnlessBack,
+    End,
+    Enter,
+    Expire,
+    Extend,
+    HostCommand,
+    LoseConnections,
+    MemberCommand,
+    ModeratorCommand,
+    Move,
+    NoteRoomDeleted,
+    NoteUnmutedAgain,
 )
-from signaling.core.policy import is_blocked, obeys_room, publishable
+from signaling.core.effects import Agree, Effect, Expel, Mute, Stop
+from signaling.core.participants import NEVER_MODERATORS, SCREEN_SOURCES, SERVICES, Participant, Role, Source
+from signaling.core.policy import obeys_room
 from signaling.core.state import (
     ASK_AGAIN_S,
     Asked,
@@ -39,7 +49,6 @@ from signaling.core.state import (
     Member,
     Moved,
     MutesForgotten,
-    MutesNoted,
     Popout,
     PopoutIssued,
     Popouts,
@@ -57,19 +66,9 @@ from signaling.core.state import (
     Unbanned,
     UnmuteRequest,
     Unrestricted,
-    apply,
 )
-from signaling.identifiers import (
-    CONTROLLER,
-    BreakoutId,
-    CommandId,
-    LiveKitRoom,
-    ParticipantId,
-    TrackSid,
-    popout_identity,
-)
+from signaling.identifiers import CONTROLLER, CommandId, ParticipantId, popout_identity
 from signaling.messages import control, livekit, moderation
-from signaling.messages.base import Event, in_order, rfc3339
 
 FRESH_S: Final = 15.0
 """A mute is carried out, or tried again, only this long after its command: later it would hit what it did not mean."""
@@ -77,151 +76,6 @@ REQUEST_S: Final = 60.0
 """How long somebody has to answer a request to unmute."""
 BYPASSES: Final = 2
 """By so many bypasses somebody has to go."""
-
-
-# --- What the host does ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Enter:
-    """
-    Somebody joins, or takes over from their own older connection.
-
-    Attributes:
-        knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
-    """
-
-    participant: Participant
-    knows_moderation: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Somebody's client has used the namespace `livekit_moderation` for the first time."""
-
-    participant: ParticipantId
-
-
-@dataclass(frozen=True, slots=True)
-class Depart:
-    """Somebody leaves."""
-
-    participant: ParticipantId
-    reason: control.LeaveReason = "quit"
-
-
-@dataclass(frozen=True, slots=True)
-class DepartUnlessBack:
-    """Somebody's time to come back is over, if they have not come back by `now`, in seconds since the epoch."""
-
-    participant: ParticipantId
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class LoseConnections:
-    """Their connections broke; their places are kept until then, in seconds since the epoch."""
-
-    participants: frozenset[ParticipantId]
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Somebody goes to a breakout, or back (`None`)."""
-
-    participant: ParticipantId
-    breakout: BreakoutId | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeRole:
-    """The host gives or takes a role."""
-
-    participant: ParticipantId
-    role: Role
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The meeting is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoteRoomDeleted:
-    """LiveKit deleted a room of the meeting that is over."""
-
-    room: LiveKitRoom
-
-
-@dataclass(frozen=True, slots=True)
-class Expire:
-    """Whatever was to end by `now`, in seconds since the epoch, ends: restrictions, holds and requests."""
-
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class Bypass:
-    """Somebody was found to publish, as `source`, a medium that it is not; the second time they have to go."""
-
-    participant: ParticipantId
-    source: Source
-    track: TrackSid
-    media: Literal["audio", "video"]
-
-
-@dataclass(frozen=True, slots=True)
-class NoteUnmutedAgain:
-    """People were found to have unmuted themselves."""
-
-    participants: frozenset[ParticipantId]
-
-
-HostCommand = (
-    Enter
-    | Extend
-    | Depart
-    | DepartUnlessBack
-    | LoseConnections
-    | Move
-    | ChangeRole
-    | End
-    | NoteRoomDeleted
-    | Expire
-    | Bypass
-    | NoteUnmutedAgain
-)
-
-ModeratorCommand = (
-    livekit.ForceMute
-    | livekit.GrantScreenSharePermission
-    | livekit.RevokeScreenSharePermission
-    | livekit.EnableMicrophoneRestrictions
-    | livekit.DisableMicrophoneRestrictions
-    | control.GrantModeratorRole
-    | control.RevokeModeratorRole
-    | moderation.Mute
-    | moderation.Restrict
-    | moderation.Unrestrict
-    | moderation.Disallow
-    | moderation.Allow
-    | moderation.Stop
-    | moderation.SetPresenter
-    | moderation.AskToUnmute
-    | moderation.Kick
-    | moderation.Unban
-    | moderation.Undo
-)
-ModeratorQuery = moderation.GetState | moderation.Watch | moderation.GetAudit | moderation.Preview
-"""What moderators ask that changes nothing, so that nothing is decided."""
-MemberCommand = (
-    livekit.RequestPopoutStreamAccessToken | control.RaiseHand | control.LowerHand | moderation.AnswerUnmuteRequest
-)
-AnyCommand = ModeratorCommand | MemberCommand | HostCommand
-
-
-# --- What comes of it --------------------------------------------------------------------------------------------
 
 
 RefusalCode = Literal[
@@ -247,32 +101,6 @@ class Refusal:
     error: RefusalCode
     detail: str | None = None
     retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Everyone:
-    """All who are in the meeting, less `but`."""
-
-    but: frozenset[ParticipantId] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Only:
-    """These people."""
-
-    participants: frozenset[ParticipantId]
-
-
-Audience = Everyone | Only
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """An event, and who is told; the sender of the command that caused it knows its own copy by that command."""
-
-    audience: Audience
-    event: Event
-    cause: CommandId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,23 +138,6 @@ class Decision:
     def moderator(self) -> ParticipantId:
         """Who counts as having done it."""
         return self.sender if self.wished_by is None else self.wished_by
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """
-    What a command came to.
-
-    Attributes:
-        repaired_later: People about whom LiveKit does not agree yet, and will be told again.
-        error: What the sender is told when not everybody was reached.
-    """
-
-    state: MeetingState
-    announcements: tuple[Announcement, ...]
-    outcomes: tuple[moderation.Outcome, ...]
-    repaired_later: tuple[ParticipantId, ...] = ()
-    error: Literal["livekit_unavailable"] | None = None
 
 
 def decide(
@@ -780,376 +591,3 @@ def _with_sound(sources: AbstractSet[Source]) -> frozenset[Source]:
 
 
 _UNKNOWN_TARGET: Final = Refusal("invalid_command", "target: is not in this meeting")
-
-
-# --- Concluding --------------------------------------------------------------------------------------------------
-
-
-def conclude(
-    state: MeetingState,
-    decision: Decision,
-    findings: Mapping[ParticipantId, Finding] | None = None,
-    *,
-    silenced: Mapping[ParticipantId, frozenset[Source]] | None = None,
-) -> Conclusion:
-    """
-    The state, the events and the outcomes of a decision that was carried out.
-
-    Concluding the same decision again, on the state that came of it, changes nothing more.
-
-    Args:
-        state: As it is now; others may have changed it since the decision was made.
-        findings: What was seen of each member; whoever is missing was not looked at, because they are not in LiveKit.
-        silenced: Of those who were muted, which of the sources they were heard or seen by; if not given, all of them.
-    """
-    seen = {} if findings is None else findings
-    effect = decision.effect
-    muted: dict[ParticipantId, frozenset[Source]] = {}
-    if isinstance(effect, Mute):
-        muted = {
-            who: effect.sources if silenced is None else silenced.get(who, frozenset())
-            for who in sorted(seen)
-            if seen[who] is Finding.MUTED
-        }
-    noted = (MutesNoted(muted, decision.at),) if muted else ()
-    after = apply(state, (*decision.changes, *noted), command_id=decision.command_id if decision.is_action else None)
-    outcomes = tuple(_outcomes(state, after, decision, seen))
-    failed = [participant for participant, finding in seen.items() if finding.is_failure]
-    announcements = [
-        *_announcements(state, after, decision, seen),
-        *(told for who, sources in muted.items() for told in mute_announcements(who, decision.moderator, sources)),
-        *_rights_announcements(state, after, decision),
-    ]
-    if decision.is_action:
-        announcements.append(to_moderators(after, _action_taken(decision, outcomes)))
-    return Conclusion(
-        state=after,
-        announcements=tuple(replace(announcement, cause=decision.command_id) for announcement in announcements),
-        outcomes=outcomes,
-        # A mute or stop that failed is not promised: it is tried again for a few seconds only.
-        repaired_later=in_order(failed) if isinstance(effect, Agree | Expel) or _is_held(effect) else (),
-        error="livekit_unavailable" if failed else None,
-    )
-
-
-def presenters_of(decision: Decision) -> frozenset[ParticipantId]:
-    """Whom a decision makes the presenter, if they are here when it is concluded."""
-    made = set[ParticipantId | None]()
-    for change in decision.changes:
-        match change:
-            case PresenterSet(participant):
-                made.add(participant)
-            case PutBack(settings):
-                made |= {setting.participant for setting in settings if isinstance(setting, PresenterWas)}
-            case _:
-                pass
-    return frozenset(who for who in made if who is not None)
-
-
-def _is_held(effect: Effect | None) -> bool:
-    return isinstance(effect, Mute) and effect.is_held
-
-
-def mute_announcements(
-    participant: ParticipantId, moderator: ParticipantId, sources: frozenset[Source]
-) -> Iterator[Announcement]:
-    """What somebody is told when LiveKit has confirmed that these of their sources are muted."""
-    person = Only(frozenset({participant}))
-    if Source.MICROPHONE in sources:
-        yield Announcement(person, livekit.ForceMuted(moderator=moderator))
-    muted = moderation.Muted(moderator=moderator, sources=tuple(source.value for source in Source if source in sources))
-    yield Announcement(person, muted)
-
-
-def to_moderators(state: MeetingState, event: Event) -> Announcement:
-    """For everybody who may command now."""
-    return Announcement(Only(frozenset(state.moderators())), event)
-
-
-def _action_taken(decision: Decision, outcomes: tuple[moderation.Outcome, ...]) -> moderation.ActionTaken:
-    return moderation.ActionTaken(
-        command_id=decision.command_id,
-        at=rfc3339(decision.at),
-        moderator=decision.moderator,
-        action=decision.action,
-        targets=in_order(decision.targets | decision.unknown),
-        outcomes=outcomes,
-        reason=decision.reason,
-    )
-
-
-# --- Whose rights changed ----------------------------------------------------------------------------------------
-
-
-def _rights_announcements(before: MeetingState, after: MeetingState, decision: Decision) -> Iterator[Announcement]:
-    if _rules(before) == _rules(after):
-        return
-    changed: dict[tuple[Source, ...], set[ParticipantId]] = {}
-    for participant in after.members.keys() & before.members.keys():
-        allowed = publishable(participant, after)
-        if allowed != publishable(participant, before):
-            changed.setdefault(allowed, set()).add(participant)
-    cause = _cause_of(decision)
-    for allowed in sorted(changed):
-        event = moderation.PermissionsChanged(
-            moderator=decision.moderator if decision.is_action else None,
-            may_publish=tuple(source.value for source in allowed),
-            cause=cause,
-        )
-        yield Announcement(Only(frozenset(changed[allowed])), event)
-
-
-def _rules(state: MeetingState) -> tuple[object, ...]:
-    """All that decides on the rights of people who stay."""
-    return state.roles, state.restricted, state.listed, state.blocks, state.holds, state.presenter, state.bans
-
-
-def _cause_of(decision: Decision) -> moderation.RightsCause:
-    for change in decision.changes:
-        match change:
-            case _ if decision.action == "expire":
-                return "expiry"
-            case PutBack():
-                return "undo"
-            case BypassNoted():
-                return "bypass"
-            case Held():
-                return "hold"
-            case RoleGiven():
-                return "role"
-            case Restricted() | Unrestricted():
-                return "restriction"
-            case Granted() | Revoked():
-                return "permission"
-            case _:
-                pass
-    return "presenter"  # was set, or has left
-
-
-# --- What is announced -------------------------------------------------------------------------------------------
-
-
-def _announcements(
-    before: MeetingState, after: MeetingState, decision: Decision, seen: Mapping[ParticipantId, Finding]
-) -> Iterator[Announcement]:
-    for change in decision.changes:
-        yield from _announce(before, after, decision, change, seen)
-    is_told = any(
-        isinstance(change, Restricted | Unrestricted) and change.source is Source.MICROPHONE
-        for change in decision.changes
-    )
-    if is_told or _microphones(before) != _microphones(after):
-        yield Announcement(Everyone(), microphone_restrictions(after))
-
-
-def _microphones(state: MeetingState) -> frozenset[ParticipantId] | None:
-    if Source.MICROPHONE not in state.restricted:
-        return None
-    return state.listed.get(Source.MICROPHONE, frozenset())
-
-
-def microphone_restrictions(
-    state: MeetingState,
-) -> livekit.MicrophoneRestrictionsEnabled | livekit.MicrophoneRestrictionsDisabled:
-    """What everybody is told of the microphones."""
-    listed = _microphones(state)
-    if listed is None:
-        return livekit.MicrophoneRestrictionsDisabled()
-    return livekit.MicrophoneRestrictionsEnabled(unrestricted_participants=in_order(listed))
-
-
-def _announce(
-    before: MeetingState,
-    after: MeetingState,
-    decision: Decision,
-    change: Change,
-    seen: Mapping[ParticipantId, Finding],
-) -> Iterator[Announcement]:
-    match change:
-        case Entered(participant):
-            yield from _announce_entering(before, after, participant)
-        case Departed(participant, _, reason):
-            if isinstance(decision.effect, Expel) and participant in before.members:
-                said = decision.reason if decision.is_action else decision.action
-                kicked = moderation.Kicked(moderator=decision.moderator, reason=said)
-                yield Announcement(Only(frozenset({participant})), kicked)
-            if _is_seen(before, participant):
-                yield Announcement(Everyone(frozenset({participant})), control.Left(id=participant, reason=reason))
-        case HandSet(participant, _):
-            if _is_seen(after, participant):
-                yield Announcement(Everyone(), _update(after, participant))
-        case RoleGiven(participant):
-            if participant in after.members:
-                target = frozenset({participant})
-                # The role that holds: they may have come back meanwhile as somebody who cannot be a moderator.
-                role_updated = control.RoleUpdated(new_role=after.role_of(participant).value)
-                yield Announcement(Only(target), role_updated)
-                if _is_seen(after, participant):
-                    yield Announcement(Everyone(target), _update(after, participant))
-        case Granted(participants, Source.SCREEN_SHARE) | Revoked(participants, Source.SCREEN_SHARE):
-            reached = (who for who in participants if not _failed(seen, who))
-            event = livekit.ScreenSharePermissionsUpdated(
-                grant=isinstance(change, Granted), participants=in_order(reached)
-            )
-            yield Announcement(Only(frozenset({decision.sender})), event)
-        case Asked(request_id, request):
-            requested = moderation.UnmuteRequested(request_id=request_id, moderator=request.moderator)
-            yield Announcement(Only(frozenset({request.participant})), requested)
-        case RequestClosed(request_id, was_accepted):
-            if (closed := before.unmute_requests.get(request_id)) is not None:
-                answered = moderation.UnmuteRequestAnswered(
-                    request_id=request_id, participant=closed.participant, accepted=was_accepted
-                )
-                yield Announcement(Only(frozenset({closed.moderator})), answered)
-        case BypassNoted(participant, source, track, media) if not _failed(seen, participant):
-            stopped = moderation.BypassStopped(
-                participant=participant, track_sid=track, declared=source.value, media=media
-            )
-            yield to_moderators(after, stopped)
-        case MutesForgotten(participants):
-            for participant in sorted(participants & before.mutes.keys()):
-                yield to_moderators(after, moderation.UnmutedAgain(participant=participant))
-        case _:
-            pass  # nobody is told of it by an event of its own
-
-
-def _failed(seen: Mapping[ParticipantId, Finding], participant: ParticipantId) -> bool:
-    return participant in seen and seen[participant].is_failure
-
-
-def _announce_entering(before: MeetingState, after: MeetingState, participant: ParticipantId) -> Iterator[Announcement]:
-    others = Everyone(frozenset({participant}))
-    data = control_data(after, participant)
-    if data is None or after.members[participant].kind in SERVICES:
-        return
-    known = control_data(before, participant)
-    if known is None:
-        yield Announcement(others, control.Joined(id=participant, control=data))
-    elif known != data:
-        yield Announcement(others, control.Update(id=participant, control=data))
-
-
-def _is_seen(state: MeetingState, participant: ParticipantId) -> bool:
-    """Whether others are told of somebody: of members, but not of services."""
-    member = state.members.get(participant)
-    return member is not None and member.kind not in SERVICES
-
-
-def _update(state: MeetingState, participant: ParticipantId) -> control.Update:
-    data = control_data(state, participant)
-    assert data is not None  # noqa: S101 - asked only for members
-    return control.Update(id=participant, control=data)
-
-
-def control_data(state: MeetingState, participant: ParticipantId) -> control.ControlData | None:
-    """What everybody may know of a member; `None` for somebody who is none."""
-    member = state.members.get(participant)
-    if member is None:
-        return None
-    return control.ControlData(
-        display_name=member.display_name,
-        role=state.role_of(participant).value,
-        participation_kind=member.kind.value,
-        hand_is_up=member.hand_is_up,
-        joined_at=rfc3339(member.joined_at),
-    )
-
-
-# --- What it came to ---------------------------------------------------------------------------------------------
-
-
-def _outcomes(
-    before: MeetingState, after: MeetingState, decision: Decision, seen: Mapping[ParticipantId, Finding]
-) -> Iterator[moderation.Outcome]:
-    effect = decision.effect
-    if effect is None and not decision.is_action:
-        return
-    everyone = isinstance(effect, Agree) and effect.participants is None
-    concerned = decision.targets | after.members.keys() if everyone else decision.targets
-    for participant in sorted(concerned | decision.unknown | decision.exempt):
-        finding = seen.get(participant, Finding.ABSENT)
-        if participant in decision.unknown:
-            yield moderation.Outcome(participant=participant, outcome="unknown")
-        elif participant in decision.exempt:
-            yield moderation.Outcome(participant=participant, outcome="exempt")
-        elif finding is Finding.UNANSWERED:
-            yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_unavailable")
-        elif finding is Finding.REJECTED:
-            yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_rejected")
-        elif decision.action == "ask_to_unmute":
-            yield _asked(before, decision, participant)
-        elif isinstance(effect, Mute | Stop):
-            yield moderation.Outcome(participant=participant, outcome=_TRACK_OUTCOMES[finding])
-        elif finding is Finding.SETTLING:
-            yield moderation.Outcome(participant=participant, outcome="settling")
-        else:
-            outcome = _came_to(before, after, decision, participant, finding)
-            yield moderation.Outcome(participant=participant, outcome=outcome)
-
-
-_TRACK_OUTCOMES: Final[dict[Finding, moderation.OutcomeName]] = {
-    Finding.MUTED: "muted",
-    Finding.ALREADY_MUTED: "already_muted",
-    Finding.NO_TRACK: "no_track",
-    Finding.STOPPED: "stopped",
-    Finding.ABSENT: "not_connected",
-}
-
-
-def _asked(before: MeetingState, decision: Decision, participant: ParticipantId) -> moderation.Outcome:
-    if any(isinstance(change, Asked) and change.request.participant == participant for change in decision.changes):
-        return moderation.Outcome(participant=participant, outcome="asked")
-    if before.asked_at.get(participant, -math.inf) + ASK_AGAIN_S > decision.at:
-        return moderation.Outcome(participant=participant, outcome="failed", error="rate_limit_exceeded")
-    return moderation.Outcome(participant=participant, outcome="not_connected")
-
-
-def _came_to(
-    before: MeetingState, after: MeetingState, decision: Decision, participant: ParticipantId, finding: Finding
-) -> moderation.OutcomeName:
-    """What a change of rights came to for somebody about whom LiveKit agrees."""
-    if isinstance(decision.effect, Expel):
-        if participant in after.bans - before.bans:
-            return "banned"
-        if participant in before.members or finding is Finding.CHANGED:
-            return "removed"
-        return "unchanged" if participant in after.bans else "not_connected"
-    for change in decision.changes:
-        match change:
-            case Granted(_, source) | Revoked(_, source):
-                if _named(before, participant, source) == _named(after, participant, source):
-                    return "unchanged"
-                return "granted" if isinstance(change, Granted) else "revoked"
-            case Restricted() if after.is_moderator(participant) or not obeys_room(participant, after):
-                return "exempt"
-            case Restricted(source) | Unrestricted(source):
-                return _compare(before, after, participant, frozenset({source}))
-            case RoleGiven() if before.is_moderator(participant) != after.is_moderator(participant):
-                return "granted" if after.is_moderator(participant) else "revoked"
-            case PresenterSet():
-                if participant not in after.members:
-                    return "not_connected"
-                if not obeys_room(participant, after):
-                    return "exempt"
-                has = Source.SCREEN_SHARE in publishable(participant, after)
-                if has and participant == change.participant != before.presenter:
-                    return "granted"
-                return _compare(before, after, participant, SCREEN_SOURCES)
-            case _:
-                pass
-    return _compare(before, after, participant, frozenset(Source))
-
-
-def _compare(
-    before: MeetingState, after: MeetingState, participant: ParticipantId, sources: frozenset[Source]
-) -> moderation.OutcomeName:
-    """What became of the right to publish these sources, or to be here."""
-    if (participant in before.bans) != (participant in after.bans):
-        return "banned" if participant in after.bans else "unrestricted"
-    had, has = (sources.intersection(publishable(participant, state)) for state in (before, after))
-    return "unchanged" if had == has else "unrestricted" if had < has else "restricted"
-
-
-def _named(state: MeetingState, participant: ParticipantId, source: Source) -> tuple[bool, bool]:
-    """Whether somebody is listed for a source, and whether something keeps it from them by name."""
-    return participant in state.listed.get(source, frozenset()), is_blocked(participant, source, state)

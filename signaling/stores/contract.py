@@ -5,7 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from signaling.core.decisions import Announcement, Decision
+from signaling.core.conclusions import Announcement
+from signaling.core.decisions import Decision
 from signaling.core.state import MeetingState, apply
 from signaling.identifiers import CommandId, ParticipantId, RoomId
 from signaling.messages.moderation import Outcome

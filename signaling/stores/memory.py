@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from weakref import WeakValueDictionary
 
-from signaling.core.decisions import Announcement
+from signaling.core.conclusions import Announcement
 from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Listener, Record, Store
 

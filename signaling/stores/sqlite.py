@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, Generic, TypeVar
 
-from signaling.core.decisions import Announcement
+from signaling.core.conclusions import Announcement
 from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Listener, Record, Store

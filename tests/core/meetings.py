@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from signaling.core.decisions import AnyCommand, Conclusion, Decision, Depart, Enter, Only, Refusal, conclude, decide
+from signaling.core.commands import AnyCommand, Depart, Enter
+from signaling.core.conclusions import Conclusion, Only, conclude
+from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Allow, Call, Finding, Permission, Presence, Remove, Track
 from signaling.core.participants import ALL_SOURCES, Kind, Participant, Role, Source
 from signaling.core.state import Change, MeetingState, apply

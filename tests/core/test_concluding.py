@@ -2,20 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from signaling.core.decisions import (
-    AnyCommand,
-    ChangeRole,
-    Depart,
-    End,
-    Enter,
-    LoseConnections,
-    Move,
-    NoteRoomDeleted,
-    Only,
-    conclude,
-    control_data,
-    mute_announcements,
-)
+from signaling.core.commands import AnyCommand, ChangeRole, Depart, End, Enter, LoseConnections, Move, NoteRoomDeleted
+from signaling.core.conclusions import Only, conclude, control_data, mute_announcements
 from signaling.core.effects import Agree, Finding
 from signaling.core.participants import Kind, Participant, Role
 from signaling.core.policy import publishable

@@ -1,9 +1,8 @@
 import pytest
 
-from signaling.core.decisions import (
+from signaling.core.commands import (
     AnyCommand,
     ChangeRole,
-    Decision,
     Depart,
     DepartUnlessBack,
     End,
@@ -12,6 +11,7 @@ from signaling.core.decisions import (
     Move,
     NoteRoomDeleted,
 )
+from signaling.core.decisions import Decision
 from signaling.core.effects import Agree, Mute
 from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Role
 from signaling.core.policy import publishable

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from signaling.core.decisions import End, Move
+from signaling.core.commands import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
 from signaling.core.enforcement import call_for, must_wait, owner_of, plan, silencing, strangers, unmuted_again
 from signaling.core.participants import Kind, LiveKitKind, Role, Source

@@ -2,22 +2,9 @@
 
 import pytest
 
-from signaling.core.decisions import (
-    AnyCommand,
-    Bypass,
-    Decision,
-    Depart,
-    Enter,
-    Expire,
-    Extend,
-    LoseConnections,
-    NoteUnmutedAgain,
-    Refusal,
-    conclude,
-    decide,
-    microphone_restrictions,
-    presenters_of,
-)
+from signaling.core.commands import AnyCommand, Bypass, Depart, Enter, Expire, Extend, LoseConnections, NoteUnmutedAgain
+from signaling.core.conclusions import conclude, microphone_restrictions, presenters_of
+from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Agree, Expel, Finding, Mute, Stop
 from signaling.core.participants import SCREEN_SOURCES, Kind
 from signaling.core.policy import publishable

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from signaling.core.decisions import (
+from signaling.core.commands import (
     AnyCommand,
     Bypass,
     ChangeRole,
-    Conclusion,
-    Decision,
     Depart,
     DepartUnlessBack,
     End,
@@ -22,10 +20,9 @@ from signaling.core.decisions import (
     Move,
     NoteRoomDeleted,
     NoteUnmutedAgain,
-    Refusal,
-    conclude,
-    decide,
 )
+from signaling.core.conclusions import Conclusion, conclude
+from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Finding, Mute, Permission, Presence, Stop
 from signaling.core.enforcement import call_for, plan
 from signaling.core.participants import Kind, LiveKitKind, Participant, Role, Source

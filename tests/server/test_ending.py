@@ -12,7 +12,7 @@ import structlog
 from websockets.asyncio.client import ClientConnection
 
 from signaling import Role, StoreError
-from signaling.core.decisions import Announcement
+from signaling.core.conclusions import Announcement
 from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from signaling.core.decisions import Announcement, Decision, Everyone
+from signaling.core.conclusions import Announcement, Everyone
+from signaling.core.decisions import Decision
 from signaling.core.participants import Source
 from signaling.core.state import Restricted
 from signaling.identifiers import CommandId, RoomId

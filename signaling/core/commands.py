@@ -1,0 +1,147 @@
+"""What is asked for: by moderators, by members, and by the host itself."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from signaling.core.participants import Participant, Role, Source
+from signaling.identifiers import BreakoutId, LiveKitRoom, ParticipantId, TrackSid
+from signaling.messages import control, livekit, moderation
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """
+    Somebody joins, or takes over from their own older connection.
+
+    Attributes:
+        knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
+    """
+
+    participant: Participant
+    knows_moderation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Somebody's client has used the namespace `livekit_moderation` for the first time."""
+
+    participant: ParticipantId
+
+
+@dataclass(frozen=True, slots=True)
+class Depart:
+    """Somebody leaves."""
+
+    participant: ParticipantId
+    reason: control.LeaveReason = "quit"
+
+
+@dataclass(frozen=True, slots=True)
+class DepartUnlessBack:
+    """Somebody's time to come back is over, if they have not come back by `now`, in seconds since the epoch."""
+
+    participant: ParticipantId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoseConnections:
+    """Their connections broke; their places are kept until then, in seconds since the epoch."""
+
+    participants: frozenset[ParticipantId]
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Somebody goes to a breakout, or back (`None`)."""
+
+    participant: ParticipantId
+    breakout: BreakoutId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRole:
+    """The host gives or takes a role."""
+
+    participant: ParticipantId
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The meeting is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRoomDeleted:
+    """LiveKit deleted a room of the meeting that is over."""
+
+    room: LiveKitRoom
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Whatever was to end by `now`, in seconds since the epoch, ends: restrictions, holds and requests."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Somebody was found to publish, as `source`, a medium that it is not; the second time they have to go."""
+
+    participant: ParticipantId
+    source: Source
+    track: TrackSid
+    media: Literal["audio", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteUnmutedAgain:
+    """People were found to have unmuted themselves."""
+
+    participants: frozenset[ParticipantId]
+
+
+HostCommand = (
+    Enter
+    | Extend
+    | Depart
+    | DepartUnlessBack
+    | LoseConnections
+    | Move
+    | ChangeRole
+    | End
+    | NoteRoomDeleted
+    | Expire
+    | Bypass
+    | NoteUnmutedAgain
+)
+
+ModeratorCommand = (
+    livekit.ForceMute
+    | livekit.GrantScreenSharePermission
+    | livekit.RevokeScreenSharePermission
+    | livekit.EnableMicrophoneRestrictions
+    | livekit.DisableMicrophoneRestrictions
+    | control.GrantModeratorRole
+    | control.RevokeModeratorRole
+    | moderation.Mute
+    | moderation.Restrict
+    | moderation.Unrestrict
+    | moderation.Disallow
+    | moderation.Allow
+    | moderation.Stop
+    | moderation.SetPresenter
+    | moderation.AskToUnmute
+    | moderation.Kick
+    | moderation.Unban
+    | moderation.Undo
+)
+ModeratorQuery = moderation.GetState | moderation.Watch | moderation.GetAudit | moderation.Preview
+"""What moderators ask that changes nothing, so that nothing is decided."""
+MemberCommand = (
+    livekit.RequestPopoutStreamAccessToken | control.RaiseHand | control.LowerHand | moderation.AnswerUnmuteRequest
+)
+AnyCommand = ModeratorCommand | MemberCommand | HostCommand
