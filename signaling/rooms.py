@@ -246,7 +246,9 @@ class Meeting:
                 if isinstance(decision, Refusal):
                     return decision
                 conclusion = conclude(record.state, decision)
-                after = replace(record, revision=record.revision + 1, state=conclusion.state)
+                # What a meeting was about to do ends with it.
+                staged = record.staged if conclusion.state.goes_on else None
+                after = Record(record.revision + 1, conclusion.state, staged)
                 if await self._store.write(after, announcements=conclusion.announcements):
                     self._free_the_screen(record.state, after.state)
                     return Committed(record.state, after)
@@ -325,7 +327,8 @@ class Meeting:
             return await self._conclude(decision, Seen({}))
         if not self._media.answering and not decision.holds:
             return Refusal("livekit_unavailable")
-        await self._stage(decision)
+        if not await self._stage(decision):
+            return _OVER
         try:
             try:
                 seen = await self._carry_out(decision)
@@ -343,12 +346,15 @@ class Meeting:
             await self._roll_back(decision)
             raise
 
-    async def _stage(self, decision: Decision | None) -> None:
+    async def _stage(self, decision: Decision | None) -> bool:
+        """Have this decision staged, or none; not if the meeting is over."""
         async with self._writing:
             while True:
                 record = await self.record()
+                if not record.state.goes_on:
+                    return False
                 if await self._store.write(replace(record, revision=record.revision + 1, staged=decision)):
-                    return
+                    return True
 
     async def _roll_back(self, decision: Decision) -> None:
         await self._stage(None)
@@ -356,10 +362,12 @@ class Meeting:
         state = (await self.record()).state
         self.reconciler.doubt(_concerned(decision, state))
 
-    async def _conclude(self, decision: Decision, seen: Seen) -> Conclusion:
+    async def _conclude(self, decision: Decision, seen: Seen) -> Conclusion | Refusal:
         async with self._writing:
             while True:
                 record = await self.record()
+                if _is_over(record, decision):
+                    return _OVER
                 conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced)
                 after = Record(record.revision + 1, conclusion.state)
                 audit = AuditEntry(
@@ -477,6 +485,8 @@ class Meeting:
         async with self._writing:
             while True:
                 record = await self.record()
+                if not record.state.goes_on:
+                    return
                 after = replace(record, revision=record.revision + 1)
                 if await self._store.write(after, announcements=announcements):
                     return
@@ -899,6 +909,17 @@ def _ends(state: MeetingState) -> list[float]:
     held = [until for sources in state.holds.values() for until in sources.values()]
     requested = [request.expires_at for request in state.unmute_requests.values()]
     return [*state.restricted_until.values(), *held, *requested]
+
+
+def _is_over(record: Record, decision: Decision) -> bool:
+    """Whether the meeting of this decision has ended since, though another may have begun."""
+    if decision.effect is None:
+        return not record.state.goes_on
+    return record.staged is None or record.staged.command_id != decision.command_id
+
+
+_OVER: Final = Refusal("insufficient_permissions")
+"""Of a command whose meeting has ended before it was carried out."""
 
 
 def _concerned(decision: Decision, state: MeetingState) -> frozenset[ParticipantId]:

@@ -740,6 +740,24 @@ async def test_a_meeting_that_ended_while_livekit_was_away_does_not_leak_into_th
     assert set(meeting.fake.permissions(ROOM)) == {"carol"}
 
 
+@pytest.mark.parametrize("is_begun_anew", [False, True])
+async def test_a_command_that_is_running_when_the_meeting_ends_comes_to_nothing(
+    meeting: MeetingOnFake,
+    is_begun_anew: bool,  # noqa: FBT001
+) -> None:
+    alice, _ = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    with meeting.fake.hang(method="UpdateParticipant", times=1) as hanging:
+        running = asyncio.create_task(alice.send("enable_microphone_restrictions", unrestricted_participants=[]))
+        await hanging.hit()
+        await meeting.module.close_room(ROOM)
+        if is_begun_anew:
+            await meeting.join("carol")
+    await running
+    if not is_begun_anew:
+        assert await meeting.module._store.rooms() == (), "nothing of it is kept"
+    assert sources((await meeting.join("dave")).token) == ALL
+
+
 async def test_a_participant_who_connects_again_takes_over(meeting: MeetingOnFake) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     alice.forget()
