@@ -177,7 +177,7 @@ class Reconciler:
     async def _look_at(self, room: LiveKitRoom) -> None:
         async with self._media.slot(room, Priority.REPAIR):
             began_at = asyncio.get_running_loop().time()
-            presences = await self._media.list_presences(room)
+            presences = await self._list(room)
         if self._listed_at.get(room, began_at) > began_at:
             return  # a list that was asked for later came first
         self._listed_at[room] = began_at
@@ -195,11 +195,17 @@ class Reconciler:
 
     async def _look_for(self, place: Place) -> None:
         """List the room of somebody about whom LiveKit did not know: they may be coming or going in this moment."""
-        presences = await self._media.list_presences(place[0])
+        presences = await self._list(place[0])
         self._drop(place)
         for listed in presences:
             if listed.identity == place[1]:
                 self._note(listed)
+
+    async def _list(self, room: LiveKitRoom) -> tuple[Presence, ...]:
+        state = await self._read()
+        if room not in state.rooms - state.doomed:
+            return ()  # of a meeting that is over, say: to list a room that is gone would make it anew
+        return await self._media.list_presences(room)
 
     def _note(self, presence: Presence) -> None:
         place = (presence.room, presence.identity)
@@ -610,9 +616,7 @@ class Reconciler:
         else:
             # People who left or were moved may be in any room that was ever used, known of or not.
             rooms = state.rooms
-        for place in [place for place in self._roster if place[0] in state.doomed]:
-            self._drop(place)  # the whole room is about to be deleted
-        silent = await self.look(rooms - state.doomed)
+        silent = await self.look(rooms)
         listed = {track.sid for presence in self._roster.values() for track in presence.tracks}
         self._unaccompanied_since = {sid: at for sid, at in self._unaccompanied_since.items() if sid in listed}
         found, due = dict(self._roster), frozenset(self._due)

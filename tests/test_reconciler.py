@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ import structlog.testing
 from livekit.protocol import models
 
 from signaling import metrics
-from signaling.core.effects import Finding, Presence, Priority
+from signaling.core.effects import Finding, Presence, Priority, Track
 from signaling.core.participants import ALL_SOURCES, Kind, Role, Source
 from signaling.core.state import (
     Change,
@@ -24,12 +25,14 @@ from signaling.core.state import (
     Popout,
     PopoutIssued,
     Restricted,
+    RoomDeleted,
     Unrestricted,
     apply,
     new_meeting,
 )
 from signaling.errors import MediaServerUnavailable, StoreError
 from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
+from signaling.livekit.contract import Notice
 from signaling.livekit.room_service import RoomService
 from signaling.reconciler import Place, Reconciler
 from signaling.testing.fake_room_service import Call, FakeRoomService
@@ -104,6 +107,11 @@ class OnFake:
         for participant in participants:
             self.decide(Entered(participant, Member(role, Kind.USER, joined_at=0)))
             self.rejoin(participant)
+
+    def open_red(self) -> None:
+        """Have a breakout."""
+        self.state = replace(self.state, rooms=self.state.rooms | {RED})
+        self.fake.create_room(RED)
 
     def rejoin(self, participant: str, permission: models.ParticipantPermission | None = None) -> None:
         """Enter LiveKit, by default with the rights of a token from before any restriction."""
@@ -260,7 +268,7 @@ async def test_calls_about_one_identity_never_overlap(meeting: OnFake) -> None:
 
 async def test_the_same_identity_in_two_rooms_is_told_one_after_the_other(meeting: OnFake) -> None:
     meeting.fake.latency_s = 0.02
-    meeting.fake.create_room(RED)
+    meeting.open_red()
     meeting.fake.join(RED, BOB)
     meeting.restrict()
     await meeting.reconciler.look({ROOM, RED})
@@ -653,7 +661,7 @@ async def test_what_was_remembered_of_people_goes_with_them(meeting: OnFake) -> 
 
 
 async def test_a_look_names_the_rooms_about_which_nothing_is_known(meeting: OnFake) -> None:
-    meeting.fake.create_room(RED)
+    meeting.open_red()
     with meeting.fake.refuse("internal", method="ListParticipants", room=RED):
         assert await meeting.reconciler.look({ROOM, RED}) == {RED}
         assert await meeting.reconciler.look({RED}) == {RED}
@@ -795,6 +803,21 @@ async def test_services_and_open_popouts_are_left_alone(meeting: OnFake) -> None
     meeting.another(remove_unknown=True)
     await meeting.reconciler.go_over(None)
     assert {call.identity for call in meeting.calls()} == {"", BOB, CAROL}
+
+
+async def test_rooms_of_a_meeting_that_is_over_are_not_made_anew(meeting: OnFake) -> None:
+    for change in (
+        Ended(),
+        RoomDeleted(ROOM),
+        Entered(ALICE, Member(Role.USER, Kind.USER, 0, breakout=BreakoutId("red"))),
+    ):
+        meeting.decide(change)
+    meeting.fake.close_room(ROOM)
+    await meeting.reconciler.go_over(None)
+    joined = Notice("track_published", ROOM, Identity("zoe"), "PA_1", track=Track(TrackSid("TR"), None, False, True))
+    await meeting.reconciler.react(joined)
+    assert meeting.fake.rooms == (RED,)
+    assert list(meeting.reconciler.roster) == []
 
 
 async def test_a_sweep_is_one_list_when_nothing_drifted(meeting: OnFake) -> None:

@@ -203,9 +203,12 @@ class RoomService(MediaServer):
         """Everybody in the room, whatever they are."""
         request = protocol.ListParticipantsRequest(room=room)
         list_participants = self._client(room).list_participants
+        known = self._rooms.get(room)
         try:
             answer = await self._call("ListParticipants", room, list_participants, request)
-        except ParticipantGone:
+        except ParticipantGone as error:
+            if known is not None and room not in self._rooms:
+                raise RoomGone(str(error)) from error  # it was deleted meanwhile
             # Nobody answers for the room: it is gone with a crash of LiveKit, say. Made anew, it is empty.
             known = self._rooms.get(room)
             if known is not None and known.done():

@@ -532,6 +532,19 @@ async def test_a_room_that_is_gone_however_often_it_is_made_is_an_error(
     assert methods(fake) == ["ListParticipants", "CreateRoom", "ListParticipants"]
 
 
+async def test_a_room_that_is_deleted_while_it_is_listed_is_not_made_anew(
+    fake: FakeRoomService, service: RoomService
+) -> None:
+    await service.ensure_room(ROOM)
+    with fake.hang(method="ListParticipants") as hanging:
+        listing = asyncio.create_task(service.list_presences(ROOM))
+        await hanging.hit()
+        await service.delete_room(ROOM)
+    with pytest.raises(RoomGone):
+        await listing
+    assert fake.rooms == ()
+
+
 # --- What may be published ---------------------------------------------------------------------------------------
 
 
