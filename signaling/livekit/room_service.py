@@ -43,6 +43,9 @@ ROOM_TIMEOUT_S: Final = 86_400
 _TOKEN_LIFETIME_S: Final = 3_600
 _LIVEKIT_SHARE: Final = 0.75
 """Of our deadline; LiveKit's own waits for a node that answers for a participant end before ours does."""
+_SHORTEST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+"""Between probes, and before the first if LiveKit was away just before."""
 
 NOBODY_ANSWERED: Final = frozenset({"unavailable", "canceled", "deadline_exceeded"})
 """Twirp's codes for: LiveKit is there, but found nobody in it who would answer for that room or participant."""
@@ -124,6 +127,8 @@ class RoomService(MediaServer):
         self._is_closed = False
         self._answering = True
         self._last_answer_at = float("-inf")
+        self._returned_at = float("-inf")
+        self._pause_s = 0.0
         self._probe: asyncio.Task[None] | None = None
         self._on_return: list[Callable[[], None]] = []
 
@@ -294,6 +299,7 @@ class RoomService(MediaServer):
         self._last_answer_at = asyncio.get_running_loop().time()
         if not self._answering:
             self._answering = True
+            self._returned_at = self._last_answer_at
             log.info("media_server_answers_again")
             self.forget_rooms()
             for callback in self._on_return:
@@ -303,6 +309,9 @@ class RoomService(MediaServer):
         if not self._answering or self._last_answer_at > began_at or self._is_closed:
             return  # something else was answered meanwhile: it is this call, not LiveKit
         self._answering = False
+        # One that answers a probe and nothing else would be asked for everything again without a pause.
+        is_soon = asyncio.get_running_loop().time() < self._returned_at + _LONGEST_PAUSE_S
+        self._pause_s = min(max(self._pause_s * 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S) if is_soon else 0
         log.warning("media_server_unavailable")
         for pace in self._paces.values():
             pace.refuse_waiting(MediaServerUnavailable("LiveKit does not answer"))
@@ -310,13 +319,14 @@ class RoomService(MediaServer):
             self._probe = asyncio.create_task(self._probe_until_answered(), name="media-server-probe")
 
     async def _probe_until_answered(self) -> None:
+        await asyncio.sleep(self._pause_s)
         nowhere = LiveKitRoom("")
         retrying = AsyncRetrying(
             # A bug too must not end the probing, or LiveKit would stay away for good.
             retry=retry_if_exception(
                 lambda error: isinstance(error, Exception) and not isinstance(error, MediaServerRejected)
             ),
-            wait=wait_exponential(multiplier=0.05, max=1),
+            wait=wait_exponential(multiplier=_SHORTEST_PAUSE_S, max=_LONGEST_PAUSE_S),
         )
         # Any answer will do, also a no; `_call` notes it.
         with contextlib.suppress(MediaServerRejected):

@@ -745,6 +745,18 @@ async def test_the_probe_waits_longer_and_longer_but_not_long(fake: FakeRoomServ
     assert now() - began_at < 1.5
 
 
+async def test_one_who_answers_nothing_but_probes_is_probed_more_and_more_seldom(
+    fake: FakeRoomService, service: RoomService
+) -> None:
+    with fake.reset(method="ListParticipants"):
+        began_at = now()
+        for _ in range(5):
+            with pytest.raises(MediaServerUnavailable):
+                await service.list_presences(ROOM)
+            await until(lambda: service.answering)
+        assert now() - began_at > 0.05 + 0.1 + 0.2 + 0.4
+
+
 async def test_a_no_to_the_probe_is_an_answer(fake: FakeRoomService, service: RoomService) -> None:
     with fake.refuse("permission_denied", method="ListRooms"):
         with fake.reset(method="ListParticipants"), pytest.raises(MediaServerUnavailable):
