@@ -644,8 +644,8 @@ class Meeting:
         """Take the source away at once; what follows from it is decided when the meeting's turn comes."""
         state = await self.effective_state()
         who = owner_of(presence.identity, state)
-        if track.sid in state.bypasses.get(who, ()):
-            return  # LiveKit could not be told yet, and will be
+        if track.sid in self._bypasses or track.sid in state.bypasses.get(who, ()):
+            return  # it is being stopped, or LiveKit could not be told yet, and will be
         media: Literal["audio", "video"] = "audio" if track.is_sound else "video"
         self._bypasses[track.sid] = BypassNoted(who, source, track.sid, media)
         try:

@@ -814,7 +814,9 @@ async def test_rooms_of_a_meeting_that_is_over_are_not_made_anew(meeting: OnFake
         meeting.decide(change)
     meeting.fake.close_room(ROOM)
     await meeting.reconciler.go_over(None)
-    joined = Notice("track_published", ROOM, Identity("zoe"), "PA_1", track=Track(TrackSid("TR"), None, False, True))
+    joined = Notice(
+        "track_published", ROOM, Identity("zoe"), "PA_1", track=Track(TrackSid("TR"), None, muted=False, is_sound=True)
+    )
     await meeting.reconciler.react(joined)
     assert meeting.fake.rooms == (RED,)
     assert list(meeting.reconciler.roster) == []

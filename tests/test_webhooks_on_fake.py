@@ -299,6 +299,20 @@ async def test_drift_that_livekit_would_not_mend_at_first_is_told_when_it_is(
     assert metrics.REPAIRS.labels("participant_joined")._value.get() == repaired + 1
 
 
+async def test_a_bypass_that_is_found_twice_at_once_is_stopped_once(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob, _ = await restricted(meeting)
+    with capture_logs() as logs:
+        meeting.fake.publish(ROOM, "bob", "camera", mime_type="audio/opus")
+        meeting.fake.publish(ROOM, "bob", "screen_share")
+        await post.deliver_all()
+        await until(lambda: not meeting.may(bob, "camera"))
+        await alice.until_told("bypass_stopped", "livekit_moderation")
+        await meeting.join("carol")  # by then all that followed has happened
+    assert [line["event"] for line in logs if line["event"] in {"bypass_stopped", "background_work_failed"}] == [
+        "bypass_stopped"
+    ]
+
+
 async def test_the_call_that_stops_a_bypass_waits_for_no_turn(meeting: MeetingOnFake, post: Post) -> None:
     alice, bob, _ = await restricted(meeting)
     await meeting.join("carol")
