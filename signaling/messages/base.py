@@ -94,6 +94,12 @@ ParticipantIds = Annotated[
 AllIds = Annotated[tuple[Participant, ...], Strict(strict=False), AfterValidator(in_order)]
 """Ids in what is told, sorted and unique, however many there are."""
 
+Somebody = ParticipantId
+"""Whoever is told of: by their id, or, if they are in LiveKit alone, by any identity that LiveKit took."""
+
+Everybody = Annotated[tuple[Somebody, ...], Strict(strict=False), AfterValidator(in_order)]
+"""Whoever is told of, sorted and unique, however many there are."""
+
 Timestamp = Annotated[str, BeforeValidator(as_timestamp)]
 """RFC 3339 in UTC, also made of seconds since the epoch: once, however often it is sent."""
 

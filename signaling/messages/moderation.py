@@ -17,10 +17,12 @@ from signaling.messages.base import (
     AllIds,
     Command,
     Event,
+    Everybody,
     Message,
     Namespace,
     Participant,
     ParticipantIds,
+    Somebody,
     Timestamp,
     by_action,
     parse_payload,
@@ -292,7 +294,7 @@ class ModerationEvent(Event):
 class Outcome(Message):
     """What a command came to for one person."""
 
-    participant: Participant
+    participant: Somebody
     outcome: OutcomeName
     error: Literal["livekit_unavailable", "livekit_rejected", "rate_limit_exceeded"] | None = None
 
@@ -307,7 +309,7 @@ class Result(ModerationEvent):
     detail: str | None = None
     retry_after_s: float | None = None
     outcomes: tuple[Outcome, ...] = ()
-    repaired_later: AllIds = ()
+    repaired_later: Everybody = ()
 
 
 class ModerationError(ModerationEvent):
@@ -343,7 +345,7 @@ class BlockView(Message):
     A moderator did it; or they did something under a false name, `count` times so far; or a mute holds until `until`.
     """
 
-    participant: Participant
+    participant: Somebody
     source: SourceName
     cause: Literal["moderator", "bypass", "hold"]
     count: int | None = None
@@ -425,7 +427,7 @@ class AuditView(Message):
     at: Timestamp
     moderator: Moderator
     action: str
-    targets: AllIds
+    targets: Everybody
     outcomes: tuple[Outcome, ...]
     reason: str | None = None
 
@@ -507,7 +509,7 @@ class BypassStopped(ModerationEvent):
     """Somebody published a medium under the name of a source that it is not; it was stopped."""
 
     message: Literal["bypass_stopped"] = "bypass_stopped"
-    participant: Participant
+    participant: Somebody
     track_sid: str
     declared: SourceName
     media: Literal["audio", "video"]
@@ -517,7 +519,7 @@ class UnmutedAgain(ModerationEvent):
     """Somebody who was muted has unmuted themselves."""
 
     message: Literal["unmuted_again"] = "unmuted_again"
-    participant: Participant
+    participant: Somebody
 
 
 class UnknownParticipant(ModerationEvent):
