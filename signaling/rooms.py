@@ -705,13 +705,14 @@ class Meeting:
 
     async def restore_rooms(self) -> None:
         """Make all rooms in use again after LiveKit was gone; clients give up soon."""
-        state = await self.effective_state()
-        for room in sorted(state.rooms_in_use()):
+        for room in sorted((await self.effective_state()).rooms_in_use()):
+            if room not in (await self.effective_state()).rooms_in_use():
+                continue  # the meeting has ended meanwhile
             try:
                 await self.open_room(room)
             except MediaServerError as error:
                 log.warning("room_not_restored", room=room, error=str(error))
-        self.reconciler.repair(state.members)
+        self.reconciler.repair((await self.effective_state()).members)
 
     async def delete_doomed_rooms(self) -> None:
         """Delete the rooms of the meeting that is over, however long LiveKit and the store take; then forget it."""

@@ -740,6 +740,20 @@ async def test_a_meeting_that_ended_while_livekit_was_away_does_not_leak_into_th
     assert set(meeting.fake.permissions(ROOM)) == {"carol"}
 
 
+async def test_a_meeting_that_ends_while_its_rooms_are_being_made_again_leaves_none(meeting: MeetingOnFake) -> None:
+    await meeting.join("alice")
+    bob = await meeting.join("bob", breakout="left")
+    meeting.fake.crash()
+    meeting.module._media.forget_rooms()  # type: ignore[union-attr]
+    with meeting.fake.hang(method="CreateRoom", room=ROOM) as hanging:
+        restoring = asyncio.create_task(meeting.module._meetings[ROOM].restore_rooms())
+        await hanging.hit()
+        ending = asyncio.create_task(meeting.module.close_room(ROOM))
+        await bob.session.ended
+    await asyncio.gather(restoring, ending)
+    assert meeting.fake.rooms == ()
+
+
 @pytest.mark.parametrize("is_begun_anew", [False, True])
 async def test_a_command_that_is_running_when_the_meeting_ends_comes_to_nothing(
     meeting: MeetingOnFake,

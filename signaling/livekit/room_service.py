@@ -196,7 +196,9 @@ class RoomService(MediaServer):
 
     async def delete_room(self, room: LiveKitRoom) -> None:
         """End a room for everybody in it."""
-        self._rooms.pop(room, None)
+        known = self._rooms.pop(room, None)
+        if known is not None and not known.done():
+            await asyncio.wait({known})  # else it would be made right after it was deleted
         try:
             await self._call("DeleteRoom", room, self._client(room).delete_room, protocol.DeleteRoomRequest(room=room))
         except ParticipantGone as error:

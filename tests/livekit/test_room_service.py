@@ -463,6 +463,20 @@ async def test_deleting_a_room_that_is_gone_is_fine(fake: FakeRoomService, servi
     assert ROOM in fake.rooms
 
 
+async def test_a_room_that_is_just_being_made_is_deleted_after_that(
+    fake: FakeRoomService, service: RoomService
+) -> None:
+    with fake.hang(method="CreateRoom") as hanging:
+        making = asyncio.create_task(service.ensure_room(ROOM))
+        await hanging.hit()
+        deleting = asyncio.create_task(service.delete_room(ROOM))
+        for number in range(5):
+            await service.delete_room(LiveKitRoom(f"other{number}"))  # by then a call about this one would be answered
+    await asyncio.gather(making, deleting)
+    assert methods(fake)[-2:] == ["CreateRoom", "DeleteRoom"]
+    assert fake.rooms == ()
+
+
 @pytest.mark.parametrize("code", sorted(NOBODY_ANSWERED))
 async def test_a_room_for_which_nobody_answers_does_not_count_as_deleted(
     fake: FakeRoomService, service: RoomService, bob: Identity, code: str
