@@ -654,7 +654,8 @@ class Meeting:
                 await self.reconciler.note_drift(presence, finding, "bypass")
             else:
                 metrics.BYPASSES.inc()
-            log.warning("bypass_found", room=self.room, participant=who, track_sid=track.sid, source=source.value)
+            event = "bypass_found" if finding.is_failure else "bypass_stopped"
+            log.warning(event, room=self.room, participant=who, track_sid=track.sid, source=source.value)
             await self.take_turn(CONTROLLER, Bypass(who, source, track.sid, media), new_command_id())
         finally:
             del self._bypasses[track.sid]
