@@ -17,7 +17,7 @@ LIVEKIT_CALL_DURATION: Final = Histogram(
 )
 DRIFT: Final = Counter("moderation_drift", "Times that LiveKit was found to disagree, by what showed it.", ["cause"])
 REPAIRS: Final = Counter(
-    "moderation_repairs", "Of these, those that were set right at the first attempt, by what showed them.", ["cause"]
+    "moderation_repairs", "Of these, those about which LiveKit was set right, by what showed them.", ["cause"]
 )
 SETTLING: Final = Gauge("moderation_settling", "People about whom LiveKit is still to be told, or to be asked again.")
 BYPASSES: Final = Counter("moderation_bypasses", "Tracks that got round what holds, and were stopped.")
