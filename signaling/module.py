@@ -47,7 +47,7 @@ from signaling.livekit.webhooks import Webhooks
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
-from signaling.rooms import Meeting, Rules, TooManyWaiting, new_command_id
+from signaling.rooms import OVER, Meeting, Rules, TooManyWaiting, new_command_id, until_done
 from signaling.session import Deliver, Session
 from signaling.settings import Settings, websocket_form
 from signaling.stores import open_store
@@ -103,6 +103,7 @@ class ModerationModule:
         )
         self._meetings: dict[RoomId, Meeting] = {}
         self._joining: defaultdict[RoomId, int] = defaultdict(int)
+        self._arriving: defaultdict[tuple[RoomId, ParticipantId], list[Session]] = defaultdict(list)
         self._sessions: defaultdict[RoomId, dict[ParticipantId, list[Session]]] = defaultdict(dict)
         self._senders: dict[CommandId, tuple[Session, TransactionId | None]] = {}
         self._stack = AsyncExitStack()
@@ -169,6 +170,7 @@ class ModerationModule:
         meeting = self._meeting(room)
         self._joining[room] += 1
         session = Session(self, meeting, participant.id, deliver, extensions)
+        self._arriving[room, participant.id].append(session)
         try:
             return await self._join(session, participant)
         except BaseException:
@@ -178,6 +180,9 @@ class ModerationModule:
                 meeting.run_in_background(self.lose_connections(meeting, frozenset({participant.id})))
             raise
         finally:
+            self._arriving[room, participant.id].remove(session)
+            if not self._arriving[room, participant.id]:
+                del self._arriving[room, participant.id]
             self._joining[room] -= 1
             if not self._joining[room]:
                 del self._joining[room]
@@ -207,7 +212,8 @@ class ModerationModule:
         if data is None:
             session.tell(livekit.LiveKitError(error="livekit_unavailable"))
         for request_id, request in record.state.unmute_requests.items():  # asked before their connection broke
-            if request.participant == session.id and session.has_moderation:
+            is_open = request.participant == session.id and request.expires_at > self._clock()
+            if is_open and session.has_moderation:
                 session.tell(moderation.UnmuteRequested(request_id=request_id, moderator=request.moderator))
         if before.room_of(session.id) not in {None, record.state.room_of(session.id)}:
             await meeting.remove_identities(session.id, before)
@@ -304,6 +310,8 @@ class ModerationModule:
         """
         meeting = await self._meeting_that_goes_on(room)
         answer = await meeting.take_turn(CONTROLLER, ChangeRole(participant, role), new_command_id())
+        if answer is OVER:
+            raise NoSuchMeeting(f"the meeting {room} has ended")
         if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
             raise InvalidParticipant(f"{participant}: nobody of their kind is a {role}")
         if isinstance(answer, Refusal) and answer.error != "nothing_to_do":
@@ -319,11 +327,15 @@ class ModerationModule:
             StoreError: Nothing changed.
         """
         meeting = await self._meeting_that_goes_on(room)
-        while listed := self._sessions.get(room, {}).get(participant):
-            newest = listed[-1]
-            await newest.joined.wait()  # joining would put them back to where they were let in
-            if newest.is_over or not newest.has_begun:
+        while True:
+            joining = [each for each in self._arriving.get((room, participant), ()) if not each.joined.is_set()]
+            if joining:  # which would put them back to where they were let in
+                await joining[-1].joined.wait()
                 continue
+            listed = [each for each in self._sessions.get(room, {}).get(participant, ()) if not each.is_over]
+            if not listed:
+                break
+            newest = listed[-1]
             try:
                 await newest.move(breakout)
             except SessionEnded as error:
@@ -419,7 +431,11 @@ class ModerationModule:
         )
 
     async def _extend(self, session: Session) -> None:
-        await session.meeting.commit_now(session.id, Extend(session.id))
+        async def extend() -> None:
+            if not session.is_over and not self.is_being_taken_over(session):
+                await session.meeting.commit_now(session.id, Extend(session.id))
+
+        await until_done(extend)
 
     async def _carry_out(
         self,
@@ -624,7 +640,7 @@ class ModerationModule:
                 for person in people:
                     for session in tuple(sessions[person]):
                         session.end("banned" if person in state.bans else "kicked", commit.record.revision)
-        if not state.members:
+        if not state.goes_on:
             for session in [session for listed in sessions.values() for session in listed]:
                 if session.has_begun:
                     session.end("meeting_ended")

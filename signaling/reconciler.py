@@ -503,8 +503,15 @@ class Reconciler:
         found = self._roster.get(place)
         if found is None:
             return
-        await self.note_drift(found, await self.agree(place, Priority.REPAIR), notice.kind)
+        finding = await self.agree(place, Priority.REPAIR)
+        if not self._is_stricter(found, await self._read()):
+            await self.note_drift(found, finding, notice.kind)
         await self._look_for_bypasses([found])
+
+    def _is_stricter(self, found: Presence, state: MeetingState) -> bool:
+        """Whether somebody has come with one of our tokens of while a decision was carried out; that is no drift."""
+        call = call_for(state, found, remove_unknown=self._remove_unknown)
+        return isinstance(call, Allow) and set(found.permission.allowed()) < set(call.sources)
 
     async def note_drift(self, found: Presence, finding: Finding, cause: str) -> None:
         """
@@ -525,10 +532,11 @@ class Reconciler:
         found, cause = self._unrepaired.pop(place, (found, cause))
         if finding is not Finding.CHANGED and not (is_known and finding is Finding.AGREED):
             return
+        call = call_for(await self._read(), found, remove_unknown=self._remove_unknown)
+        if call is None:
+            return  # something else was decided meanwhile: it is right now, and was not repaired
         metrics.REPAIRS.labels(cause).inc()
         log.info("drift_repaired", room=found.room, participant=found.identity, cause=cause)
-        state = await self._read()
-        call = call_for(state, found, remove_unknown=self._remove_unknown)
         self._on_drift(found, call.sources if isinstance(call, Allow) else ())
 
     async def _look_for_bypasses(self, presences: Iterable[Presence]) -> None:
@@ -642,11 +650,13 @@ class Reconciler:
                 failed.add(owner)
             elif finding is Finding.CHANGED and owner in self._in_doubt:
                 self._in_doubt[owner] = None
-        for place in self._unrepaired.keys() - {(call.room, call.identity) for call in calls}:
-            # A call that went unanswered had its effect after all, or they are gone.
-            if place[0] not in silent:
+        called = {(call.room, call.identity) for call in calls}
+        for place, (before, cause) in tuple(self._unrepaired.items()):
+            is_looked_at = place[0] not in silent and (people is None or owner_of(place[1], state) in people)
+            if is_looked_at and place not in called:
+                # A call that went unanswered had its effect after all, or they are gone.
                 finding = Finding.AGREED if place in self._roster else Finding.ABSENT
-                await self.note_drift(self._unrepaired[place][0], finding, "sweep")
+                await self.note_drift(before, finding, cause)
         await self._look_for_bypasses(
             presence
             for presence in self._roster.values()

@@ -90,10 +90,12 @@ class Seen:
 
     Attributes:
         silenced: Of those who were muted, the sources by which they had been heard or seen.
+        later: What is to be tried again, once the decision stands.
     """
 
     findings: Mapping[ParticipantId, Finding]
     silenced: Mapping[ParticipantId, frozenset[Source]] | None = None
+    later: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,13 +300,23 @@ class Meeting:
         self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
     ) -> Decision | Refusal:
         others = frozenset[ParticipantId]()
+        services: dict[ParticipantId, Presence] = {}
         if _concerns_strangers(state, command):
             with contextlib.suppress(MediaServerUnavailable):
                 await self.reconciler.look(state.rooms_in_use())
             is_for_all = isinstance(command, moderation.Mute) and command.participants is None
             roster = self.reconciler.roster
             others = strangers(state, (found for found in roster if not (is_for_all and is_service(found))))
-        return decide(state, sender, command, now=self._clock(), command_id=command_id, strangers=others)
+            services = {ParticipantId(found.identity): found for found in roster if is_service(found)}
+        return decide(
+            state,
+            sender,
+            command,
+            now=self._clock(),
+            command_id=command_id,
+            strangers=others,
+            services={who: frozenset(found.permission.allowed()) for who, found in services.items()},
+        )
 
     def _begin(self) -> None:
         self._waiting -= 1
@@ -322,13 +334,13 @@ class Meeting:
                 if minted:
                     self.reconciler.repair(minted)
 
-    async def _carry_through(self, decision: Decision) -> Conclusion | Refusal:
+    async def _carry_through(self, decision: Decision, *, is_again: bool = False) -> Conclusion | Refusal:
         if decision.effect is None:
             return await self._conclude(decision, Seen({}))
         if not self._media.answering and not decision.holds:
             return Refusal("livekit_unavailable")
         if not await self._stage(decision):
-            return _OVER
+            return OVER
         try:
             try:
                 seen = await self._carry_out(decision)
@@ -339,12 +351,18 @@ class Meeting:
                 concerned = _concerned(decision, (await self.record()).state)
                 seen = Seen(dict.fromkeys(concerned, Finding.UNANSWERED))
                 self.reconciler.doubt(concerned)
-            return await self._conclude(decision, seen)
+            conclusion = await self._conclude(decision, seen)
         except asyncio.CancelledError:
             raise  # this process ends: the decision stays staged, and is finished at the next start
-        except Exception:
-            await self._roll_back(decision)
+        except Exception as error:
+            # What always stands is finished by the next turn or sweep, as is what was being finished.
+            if not isinstance(error, StoreError) or not (decision.holds or is_again):
+                await self._roll_back(decision)
             raise
+        if isinstance(conclusion, Conclusion):
+            for work in seen.later:
+                self.run_in_background(work())
+        return conclusion
 
     async def _stage(self, decision: Decision | None) -> bool:
         """Have this decision staged, or none; not if the meeting is over."""
@@ -367,7 +385,7 @@ class Meeting:
             while True:
                 record = await self.record()
                 if _is_over(record, decision):
-                    return _OVER
+                    return OVER
                 conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced)
                 after = Record(record.revision + 1, conclusion.state)
                 audit = AuditEntry(
@@ -445,15 +463,17 @@ class Meeting:
         }
         findings = await self._gathered(tasks, places)
         silenced: dict[ParticipantId, frozenset[Source]] = {}
+        later: list[Callable[[], Coroutine[Any, Any, None]]] = []
         for place, presence in before.items():
             who, live = places[place], _live(presence, sources)
             silenced[who] = silenced.get(who, frozenset()) | {track.source for track in live if track.source}
             if findings[who].is_failure:
                 heard = frozenset(track.sid for track in live)
-                self.run_in_background(self._mute_late(decision, place, who, sources, heard, is_held=place in held))
+                late = partial(self._mute_late, decision, place, who, sources, heard, is_held=place in held)
+                later.append(late)
         if effect.is_held:
             self.reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
-        return Seen({who: findings[who] for who in effect.participants if who in findings}, silenced)
+        return Seen({who: findings[who] for who in effect.participants if who in findings}, silenced, tuple(later))
 
     async def _hold(self, place: Place, before: Presence | None, sources: frozenset[Source]) -> Finding:
         """Take the sources away, which ends their tracks."""
@@ -475,11 +495,13 @@ class Meeting:
         within_s = decision.at + FRESH_S - self._clock()
         if is_held:
             is_muted = await self.reconciler.agree_late(place, within_s) and bool(tracks)
+            holds = (await self.effective_state()).holds.get(participant, {})
+            is_muted = is_muted and sources <= holds.keys()  # else it is not by this that they agree
         else:
             is_muted = await self.reconciler.mute_late(*place, sources, tracks, within_s)
         if is_muted:
             told = tuple(mute_announcements(participant, decision.moderator, sources))
-            await _until_done(lambda: self._announce(told))
+            await until_done(lambda: self._announce(told))
 
     async def _announce(self, announcements: Sequence[Announcement]) -> None:
         async with self._writing:
@@ -501,12 +523,13 @@ class Meeting:
             if place[0] not in silent
         }
         findings = await self._gathered(tasks, places)
-        for place, presence in before.items():
-            if findings[places[place]].is_failure:
-                tracks = frozenset(track.sid for track in presence.tracks_of(effect.sources))
-                within_s = decision.at + FRESH_S - self._clock()
-                self.run_in_background(self.reconciler.stop_late(place, effect.sources, tracks, within_s))
-        return Seen(findings)
+        within_s = decision.at + FRESH_S - self._clock()
+        later = [
+            partial(self.reconciler.stop_late, place, effect.sources, frozenset(map(_sid, published)), within_s)
+            for place, presence in before.items()
+            if findings[places[place]].is_failure and (published := presence.tracks_of(effect.sources))
+        ]
+        return Seen(findings, later=tuple(later))
 
     async def _gathered(
         self, tasks: Mapping[Place, asyncio.Task[Finding]], places: Mapping[Place, ParticipantId]
@@ -656,7 +679,8 @@ class Meeting:
                 metrics.BYPASSES.inc()
             event = "bypass_found" if finding.is_failure else "bypass_stopped"
             log.warning(event, room=self.room, participant=who, track_sid=track.sid, source=source.value)
-            await self.take_turn(CONTROLLER, Bypass(who, source, track.sid, media), new_command_id())
+            noted = Bypass(who, source, track.sid, media)
+            await until_done(lambda: self.take_turn(CONTROLLER, noted, new_command_id()))
         finally:
             del self._bypasses[track.sid]
 
@@ -678,7 +702,7 @@ class Meeting:
         if is_once and self._clock() - decision.at > FRESH_S:
             await self._conclude(decision, Seen(dict.fromkeys(decision.targets, Finding.UNANSWERED)))
         else:
-            await self._carry_through(decision)
+            await self._carry_through(decision, is_again=True)
         log.info("staged_command_finished", room=self.room, command_id=decision.command_id, action=decision.action)
         return await self.record()
 
@@ -717,9 +741,9 @@ class Meeting:
 
     async def delete_doomed_rooms(self) -> None:
         """Delete the rooms of the meeting that is over, however long LiveKit and the store take; then forget it."""
-        for room in sorted((await _until_done(self.record)).state.doomed):
-            await _until_done(partial(self._delete_room, room))
-        if await _until_done(self._forget):
+        for room in sorted((await until_done(self.record)).state.doomed):
+            await until_done(partial(self._delete_room, room))
+        if await until_done(self._forget):
             self._on_forgotten()
 
     async def _forget(self) -> bool:
@@ -756,7 +780,7 @@ class Meeting:
         if deadlines:
             delay_s = max(min(deadlines) - self._clock(), 0)
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, lambda: self.run_in_background(_until_done(self._expire)))
+            self._timer = loop.call_later(delay_s, lambda: self.run_in_background(until_done(self._expire)))
 
     async def _expire(self) -> None:
         state = (await self.record()).state
@@ -845,7 +869,7 @@ class Meeting:
         await self.reconciler.close()
 
 
-async def _until_done(work: Callable[[], Awaitable[Result]]) -> Result:
+async def until_done(work: Callable[[], Awaitable[Result]]) -> Result:
     """Do what has to be done some time, however often LiveKit or the store fails."""
 
     async def attempt() -> Result:
@@ -920,8 +944,12 @@ def _is_over(record: Record, decision: Decision) -> bool:
     return record.staged is None or record.staged.command_id != decision.command_id
 
 
-_OVER: Final = Refusal("insufficient_permissions")
+OVER: Final = Refusal("insufficient_permissions")
 """Of a command whose meeting has ended before it was carried out."""
+
+
+def _sid(track: Track) -> TrackSid:
+    return track.sid
 
 
 def _concerned(decision: Decision, state: MeetingState) -> frozenset[ParticipantId]:

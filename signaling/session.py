@@ -14,7 +14,7 @@ from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId
 from signaling.messages import control, livekit
 from signaling.messages.base import Event, Namespace
 from signaling.messages.envelope import Delivery, TransactionId
-from signaling.rooms import Committed, Meeting, new_command_id
+from signaling.rooms import OVER, Committed, Meeting, new_command_id
 from signaling.view import join_data
 
 log = structlog.get_logger(__name__)
@@ -134,6 +134,8 @@ class Session:
         """
         self._check()
         answer = await self._meeting.take_turn(CONTROLLER, ChangeRole(self.id, role), new_command_id())
+        if answer is OVER:
+            raise SessionEnded(f"the meeting {self.room} has ended")
         if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
             raise InvalidParticipant(f"{self.id}: nobody of their kind is a {role}")
         if isinstance(answer, Refusal) and answer.error != "nothing_to_do":

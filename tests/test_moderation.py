@@ -1,7 +1,7 @@
 """The namespace `livekit_moderation`, through the embedding API, on the fake RoomService."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +139,75 @@ async def test_a_preview_is_counted_as_a_preview(meeting: MeetingOnFake) -> None
     assert (restricted._value.get(), previewed._value.get()) == (before[0], before[1] + 1)
 
 
-async def test_what_the_store_does_not_take_is_put_back(fake: FakeRoomService) -> None:
-    class Full(MemoryStore):
-        async def write(
-            self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-        ) -> bool:
-            if audit is not None:
-                raise StoreError("no space left")
-            return await super().write(record, announcements=announcements, audit=audit)
+class Failing(MemoryStore):
+    """A store that does not take every write."""
 
-    async with meeting_on_fake(fake, store=Full()) as meeting:
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails: Callable[[Record, AuditEntry | None], bool] = lambda _record, _audit: False
+
+    async def write(
+        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
+    ) -> bool:
+        if self.fails(record, audit):
+            raise StoreError("no space left")
+        return await super().write(record, announcements=announcements, audit=audit)
+
+
+def once(fails: Callable[[Record, AuditEntry | None], bool]) -> Callable[[Record, AuditEntry | None], bool]:
+    """Whether it fails now, and has not before."""
+    left = [1]
+    return lambda record, audit: fails(record, audit) and bool(left) and bool(left.pop())
+
+
+async def test_what_the_store_does_not_take_is_put_back(fake: FakeRoomService) -> None:
+    store = Failing()
+    async with meeting_on_fake(fake, store=store) as meeting:
         alice, bob, _ = await three(meeting)
+        store.fails = lambda _, audit: audit is not None
         assert (await alice.moderated("restrict", source="microphone"))["error"] == "unavailable"
         await until(lambda: meeting.may(bob))
         record = await meeting.module._meetings[ROOM].record()
         assert (record.staged, record.state.restricted) == (None, frozenset())
         assert bob.told("microphone_restrictions_enabled") == []
+
+
+async def test_a_mute_that_was_put_back_is_not_tried_again(fake: FakeRoomService) -> None:
+    store = Failing()
+    async with meeting_on_fake(fake, store=store) as meeting:
+        alice, bob, _ = await three(meeting)
+        microphone = fake.publish(ROOM, "bob", "microphone")
+        store.fails = once(lambda _, audit: audit is not None)
+        with fake.refuse("internal", method="MutePublishedTrack", identity="bob", times=2):
+            assert (await alice.moderated("mute", participants=["bob"]))["error"] == "unavailable"
+        assert len(meeting.module._meetings[ROOM]._tasks) == 1, "nothing goes on but the sweeps"
+        assert not meeting.is_muted(bob, microphone)
+
+
+async def test_a_ban_stands_though_the_store_fails_twice(fake: FakeRoomService) -> None:
+    store = Failing()
+    async with meeting_on_fake(fake, store=store, moderation_sweep_s=0.05) as meeting:
+        alice, bob, _ = await three(meeting)
+        left = [1, 1]
+        store.fails = lambda _, audit: audit is not None and bool(left) and bool(left.pop())
+        result = await alice.moderated("kick", participants=["bob"], ban=True)
+        assert result["error"] == "unavailable"
+        assert await asyncio.wait_for(asyncio.shield(bob.session.ended), 5) == "banned"
+        assert left == []
+        with pytest.raises(ParticipantBanned):
+            await meeting.join("bob")
+
+
+async def test_a_bypass_is_noted_though_the_store_fails_at_first(fake: FakeRoomService) -> None:
+    store = Failing()
+    async with meeting_on_fake(fake, store=store, moderation_sweep_s=0.05) as meeting:
+        alice, bob, _ = await three(meeting)
+        await alice.comes_to("restrict", source="microphone")
+        store.fails = once(lambda record, _: record.staged is not None and record.staged.action == "bypass")
+        fake.publish(ROOM, "bob", "camera", mime_type="audio/opus")
+        assert (await alice.until_told("bypass_stopped", "livekit_moderation"))["participant"] == "bob"
+        assert not meeting.may(bob, "camera")
+        assert [told["cause"] for told in bob.noticed("permissions_changed")] == ["restriction", "bypass"]
 
 
 # --- Mutes -------------------------------------------------------------------------------------------------------
@@ -239,6 +292,18 @@ async def test_a_mute_of_everyone_holds_for_who_never_joined_too(meeting: Meetin
     await until(lambda: meeting.fake.may_publish(ROOM, "stranger", "microphone"))
 
 
+async def test_nobody_is_told_of_a_held_mute_that_was_lifted_before_it_came_true(meeting: MeetingOnFake) -> None:
+    alice, bob, _ = await three(meeting)
+    microphone = meeting.fake.publish(ROOM, "bob", "microphone")
+    with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob"):
+        muted = await alice.moderated("mute", participants=["bob"], hold_s=60)
+        await alice.moderated("undo", command_id=muted["command_id"])
+    on_fake = meeting.module._meetings[ROOM]
+    await until(lambda: len(on_fake._tasks) == 1, 20)
+    assert not meeting.is_muted(bob, microphone)
+    assert (bob.told("force_muted"), bob.noticed("muted")) == ([], [])
+
+
 async def test_a_held_mute_that_livekit_did_not_answer_is_made_up_for(meeting: MeetingOnFake) -> None:
     alice, bob, _ = await three(meeting)
     meeting.fake.publish(ROOM, "bob", "microphone")
@@ -320,6 +385,21 @@ async def test_screen_sharing_goes_back_to_the_servers_default(fake: FakeRoomSer
 
 
 # --- By name -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_service_gets_back_what_a_stop_could_not_give_back_and_nothing_else(meeting: MeetingOnFake) -> None:
+    alice, _, _ = await three(meeting)
+    only_pictures = models.ParticipantPermission(can_publish=True, can_publish_sources=[models.TrackSource.CAMERA])
+    meeting.fake.join(ROOM, "feed", kind=models.ParticipantInfo.INGRESS, permission=only_pictures)
+    meeting.fake.publish(ROOM, "feed", "camera")
+    with meeting.fake.delay(2, method="UpdateParticipant", identity="feed", times=1, takes_effect=True):
+        came_to = await alice.moderated("stop", source="camera", participants=["feed"])
+        assert outcomes(came_to) == {"feed": "failed"}
+    await until(lambda: meeting.fake.may_publish(ROOM, "feed", "camera"))
+    await alice.comes_to("mute", participants=["feed"], hold_s=1)
+    await until(lambda: not meeting.module._meetings[ROOM].newest.state.holds)  # type: ignore[union-attr]
+    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    assert not meeting.fake.may_publish(ROOM, "feed", "microphone"), "it never could"
 
 
 async def test_a_service_gets_back_what_was_kept_from_it_by_name(meeting: MeetingOnFake) -> None:

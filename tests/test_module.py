@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from signaling import InvalidParticipant, Kind, NotInMeeting, Participant, Role, SessionEnded
+from signaling import InvalidParticipant, Kind, NoSuchMeeting, NotInMeeting, Participant, Role, SessionEnded
 from signaling.core.conclusions import Announcement
 from signaling.core.state import POPOUTS_PER_PERSON
 from signaling.identifiers import BreakoutId, ParticipantId
@@ -292,6 +292,7 @@ async def test_nothing_to_change_costs_one_call(meeting: MeetingOnFake) -> None:
     for n in range(10):
         await meeting.join(f"p{n}")
     await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    await until(lambda: meeting.module._meetings[ROOM].reconciler.count_settling() == 0)
     meeting.fake.calls.clear()
     await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
     assert [call.method for call in meeting.fake.calls] == ["ListParticipants"]
@@ -699,6 +700,40 @@ async def test_whoever_is_moved_while_they_join_is_moved_when_they_have(meeting:
     meeting.enter(bob)
     await meeting.module._meetings[ROOM].reconciler.go_over(None)
     assert meeting.may(bob, room="standup:red")
+
+
+async def test_whoever_is_moved_while_their_room_is_made_is_moved_all_the_same(meeting: MeetingOnFake) -> None:
+    bob = await meeting.join("bob")
+    await bob.session.disconnect()
+    assert meeting.module._media is not None
+    meeting.module._media.forget_rooms()
+    with meeting.fake.hang(method="CreateRoom") as hanging:
+        joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
+        await hanging.hit()
+        moving = asyncio.create_task(meeting.module.move(ROOM, bob.id, BreakoutId("red")))
+        await asyncio.wait({moving}, timeout=0.05)
+    back = await joining
+    await moving
+    assert [credentials["room"] for credentials in back.told("credentials")] == ["standup:red"]
+
+
+async def test_a_role_of_a_meeting_that_has_ended_meanwhile_is_nobodys(meeting: MeetingOnFake) -> None:
+    bob, carol = await meeting.join("bob"), await meeting.join("carol")
+    with meeting.fake.hang(method="ListParticipants") as hanging:
+        given = asyncio.create_task(bob.session.change_role(Role.MODERATOR))
+        waiting = asyncio.create_task(meeting.module.change_role(ROOM, carol.id, Role.MODERATOR))
+        await hanging.hit()
+        await meeting.module.close_room(ROOM)
+    with pytest.raises(SessionEnded):
+        await given
+    with pytest.raises((NoSuchMeeting, NotInMeeting)):
+        await waiting
+
+
+async def test_the_last_to_leave_ends_no_session_but_their_own(meeting: MeetingOnFake) -> None:
+    bob = await meeting.join("bob")
+    await bob.session.leave()
+    assert not bob.session.ended.done()
 
 
 async def test_nobody_can_be_moved_whose_joining_came_to_nothing(fake: FakeRoomService) -> None:

@@ -257,7 +257,8 @@ async def test_calls_about_one_identity_never_overlap(meeting: OnFake) -> None:
             )
         )
         working.append(asyncio.create_task(meeting.reconciler.agree(place(CAROL), Priority.IDLE)))
-        await until(partial(has_answered, meeting.fake, number + 1))
+        answered = partial(has_answered, meeting.fake, number + 1)
+        await until(lambda answered=answered: answered() or all(task.done() for task in working))  # type: ignore[misc]
     await asyncio.gather(*working)
     about_bob = [call for call in meeting.calls() if call.identity == BOB]
     assert len(about_bob) > 5

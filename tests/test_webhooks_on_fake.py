@@ -299,6 +299,47 @@ async def test_drift_that_livekit_would_not_mend_at_first_is_told_when_it_is(
     assert metrics.REPAIRS.labels("participant_joined")._value.get() == repaired + 1
 
 
+async def test_what_is_right_again_by_another_decision_was_not_repaired(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob, token = await restricted(meeting)
+    with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refused:
+        meeting.enter(bob, token)
+        await post.deliver_all()
+        await refused.hit()
+        await alice.send("disable_microphone_restrictions")
+    reconciler = meeting.module._meetings[ROOM].reconciler
+    await until(lambda: not reconciler.is_settling(bob.id))
+    assert (reconciler._unrepaired, alice.told("drift_repaired", "livekit_moderation")) == ({}, [])
+
+
+async def test_a_retry_about_others_says_nothing_of_who_is_still_wrong(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob, token = await restricted(meeting)
+    eve = await meeting.join("eve")
+    reconciler = meeting.module._meetings[ROOM].reconciler
+    with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refused:
+        meeting.enter(bob, token)
+        await post.deliver_all()
+        await refused.hit()
+        await reconciler.go_over(frozenset({eve.id}))
+        assert reconciler._unrepaired != {}
+        assert alice.told("drift_repaired", "livekit_moderation") == []
+    await alice.until_told("drift_repaired", "livekit_moderation")
+
+
+async def test_who_comes_with_less_than_they_may_is_set_right_and_called_no_drift(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, _ = await restricted(meeting)
+    with meeting.fake.hang(method="ListParticipants") as hanging:
+        lifting = asyncio.create_task(alice.send("disable_microphone_restrictions"))
+        await hanging.hit()
+        await bob.send("create_new_access_token")
+    await lifting
+    meeting.enter(bob, bob.told("credentials")[-1]["token"])
+    await post.deliver_all()
+    await until(lambda: meeting.may(bob))
+    assert alice.told("drift_repaired", "livekit_moderation") == []
+
+
 async def test_a_bypass_that_is_found_twice_at_once_is_stopped_once(meeting: MeetingOnFake, post: Post) -> None:
     alice, bob, _ = await restricted(meeting)
     with capture_logs() as logs:

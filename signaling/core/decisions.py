@@ -1,6 +1,6 @@
 """From a command to a decision."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final, Literal, assert_never
@@ -62,6 +62,7 @@ from signaling.core.state import (
     Revoked,
     RoleGiven,
     RoomDeleted,
+    ServicesSeen,
     Setting,
     Unbanned,
     UnmuteRequest,
@@ -148,6 +149,7 @@ def decide(
     now: float,
     command_id: CommandId,
     strangers: frozenset[ParticipantId] = frozenset(),
+    services: Mapping[ParticipantId, frozenset[Source]] | None = None,
 ) -> Decision | Refusal:
     """
     What `command` comes to in `state`. Refused in this order: the sender may not, the target is unknown, already so.
@@ -156,6 +158,7 @@ def decide(
         sender: Who asks; `CONTROLLER` for the host.
         now: Seconds since the epoch.
         strangers: Who is in LiveKit and has never joined; moderators may name them too, or mean them by everyone.
+        services: Which of them are no ordinary participants, and what LiveKit lets these publish.
     """
     if isinstance(command, HostCommand):
         return _decide_for_host(state, command, now, command_id)
@@ -163,7 +166,8 @@ def decide(
         return _decide_for_member(state, sender, command, now, command_id)
     if not may_moderate(state, sender):
         return Refusal("insufficient_permissions")
-    return _decide_for_moderator(state, sender, command, now, command_id, strangers)
+    decision = _decide_for_moderator(state, sender, command, now, command_id, strangers)
+    return decision if isinstance(decision, Refusal) else _noting_services(state, decision, services or {})
 
 
 def may_moderate(state: MeetingState, sender: ParticipantId) -> bool:
@@ -392,6 +396,20 @@ def _decide_for_moderator(
             return _undo(state, action, CommandId(command.command_id))
         case _:
             assert_never(command)
+
+
+def _noting_services(
+    state: MeetingState, decision: Decision, services: Mapping[ParticipantId, frozenset[Source]]
+) -> Decision:
+    """The decision, which remembers what it takes from services: only so can it be given back, whatever fails."""
+    if not isinstance(decision.effect, Stop) and not any(
+        isinstance(change, Revoked | Held) for change in decision.changes
+    ):
+        return decision
+    # Our own got tokens for everything.
+    had = {who: frozenset(Source) for who in decision.targets & state.members.keys() if not obeys_room(who, state)}
+    had |= {who: services[who] for who in decision.targets & services.keys()}
+    return replace(decision, changes=(ServicesSeen(had), *decision.changes)) if had else decision
 
 
 def _mute(

@@ -87,7 +87,7 @@ def allowable(state: MeetingState, presence: Presence, roster: Collection[Presen
     """
     participant = ParticipantId(presence.identity)
     if not obeys_room(participant, state, is_service=is_service(presence)):
-        has = {*presence.permission.allowed(), *state.named.get(participant, ())}
+        has = {*presence.permission.allowed(), *state.had.get(participant, ())}
         return tuple(source for source in Source if source in has and not is_blocked(participant, source, state))
     allowed = publishable(participant, state)
     if must_wait(state, presence, roster):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Literal, TypeVar, assert_never
 
-from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, SCREEN_SOURCES, SERVICES, Kind, Role, Source
+from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, Kind, Role, Source
 from signaling.identifiers import (
     BreakoutId,
     CommandId,
@@ -189,8 +189,8 @@ class MeetingState:
         restricted_until: When restrictions lift themselves, in seconds since the epoch.
         listed: Who is listed, by source. Kept for the screen while sharing is free, since grants are remembered.
         holds: Sources that mutes keep from people, and until when, in seconds since the epoch.
-        named: Sources about which anything was ever decided by name, of services and of people who are not here:
-            services, whom no other rule concerns, get back by this what was kept from them.
+        had: What services could publish before anything was kept from them by name. They get that back, since no rule
+            that concerns everybody would do it.
         bypasses: Tracks by which people got round a restriction; they count for the whole meeting.
         bans: Who may not come in.
         presenter: Who alone may share the screen.
@@ -214,7 +214,7 @@ class MeetingState:
     listed: Mapping[Source, frozenset[ParticipantId]] = field(default_factory=dict)
     blocks: frozenset[Block] = frozenset()
     holds: Mapping[ParticipantId, Mapping[Source, float]] = field(default_factory=dict)
-    named: Mapping[ParticipantId, frozenset[Source]] = field(default_factory=dict)
+    had: Mapping[ParticipantId, frozenset[Source]] = field(default_factory=dict)
     bypasses: Mapping[ParticipantId, frozenset[TrackSid]] = field(default_factory=dict)
     bans: frozenset[ParticipantId] = frozenset()
     presenter: ParticipantId | None = None
@@ -370,6 +370,13 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class ServicesSeen:
+    """Services were found to be able to publish this, right before something is kept from them by name."""
+
+    had: Mapping[ParticipantId, frozenset[Source]]
+
+
+@dataclass(frozen=True, slots=True)
 class HoldsEnded:
     """What was held until then at the latest is held no longer."""
 
@@ -487,6 +494,7 @@ Change = (
     | Granted
     | Revoked
     | Held
+    | ServicesSeen
     | HoldsEnded
     | BypassNoted
     | PresenterSet
@@ -522,13 +530,7 @@ def apply(state: MeetingState, changes: Iterable[Change], *, command_id: Command
 def _apply(state: MeetingState, change: Change) -> MeetingState:
     match change:
         case Entered(participant, member):
-            return replace(
-                state,
-                members={**state.members, participant: member},
-                departed=state.departed - {participant},
-                rooms=state.rooms | {livekit_room(state.room, member.breakout)},
-                empty_since=None,
-            )
+            return _enter(state, participant, member)
         case Departed(participant, at, reason):
             return _depart(state, participant, at, is_removed=reason in {"kicked", "banned"})
         case ConnectionLost(participants, until):
@@ -557,9 +559,9 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case Revoked(participants, source):
             return _revoke(state, participants, source)
         case Held(participants, sources, until):
-            held = {who: {**state.holds.get(who, {}), **dict.fromkeys(sources, until)} for who in participants}
-            holds = {**state.holds, **held} if sources else state.holds
-            return replace(_keep_from(state, participants, sources), holds=holds)
+            return _hold(state, participants, sources, until)
+        case ServicesSeen(had):
+            return replace(state, had={**had, **state.had})
         case HoldsEnded(at):
             return replace(state, holds=_holds_that(state, lambda _, __, until: until > at))
         case BypassNoted(participant, source, track, _):
@@ -568,7 +570,7 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
                 return state
             block = Block(participant, source, BlockCause.BYPASS)
             return replace(
-                _name(state, {participant}, source),
+                _forget_questions(state, {participant}, {source}),
                 bypasses={**state.bypasses, participant: tracks | {track}},
                 blocks=state.blocks | {block},
             )
@@ -618,6 +620,19 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             return replace(state, doomed=state.doomed - {room})
         case _:
             assert_never(change)
+
+
+def _enter(state: MeetingState, participant: ParticipantId, member: Member) -> MeetingState:
+    entered = replace(
+        state,
+        members={**state.members, participant: member},
+        departed=state.departed - {participant},
+        rooms=state.rooms | {livekit_room(state.room, member.breakout)},
+        empty_since=None,
+    )
+    if entered.is_moderator(participant):
+        return entered
+    return _drop_requests(entered, lambda request: request.moderator == participant)
 
 
 def _restrict(state: MeetingState, source: Source, until: float | None) -> MeetingState:
@@ -675,18 +690,25 @@ def _name_nobody(state: MeetingState, source: Source, participants: frozenset[Pa
     return replace(state, listed=listed, blocks=state.blocks - {Block(who, source) for who in participants})
 
 
-def _keep_from(
-    state: MeetingState, participants: frozenset[ParticipantId], sources: AbstractSet[Source]
+def _forget_questions(
+    state: MeetingState, participants: AbstractSet[ParticipantId], sources: AbstractSet[Source]
 ) -> MeetingState:
-    named = _name(state, participants, *sources)
+    """Nobody lifts by a yes what was decided after the question."""
     if Source.MICROPHONE not in sources:
-        return named
-    # Nobody lifts by a yes what was decided after the question.
-    return _drop_requests(named, lambda request: request.participant in participants)
+        return state
+    return _drop_requests(state, lambda request: request.participant in participants)
+
+
+def _hold(
+    state: MeetingState, participants: frozenset[ParticipantId], sources: frozenset[Source], until: float
+) -> MeetingState:
+    held = {who: {**state.holds.get(who, {}), **dict.fromkeys(sources, until)} for who in participants}
+    holds = {**state.holds, **held} if sources else state.holds
+    return replace(_forget_questions(state, participants, sources), holds=holds)
 
 
 def _revoke(state: MeetingState, participants: frozenset[ParticipantId], source: Source) -> MeetingState:
-    kept = _keep_from(_name_nobody(state, source, participants), participants, {source})
+    kept = _forget_questions(_name_nobody(state, source, participants), participants, {source})
     return replace(kept, blocks=kept.blocks | {Block(who, source) for who in participants})
 
 
@@ -697,21 +719,11 @@ def _grant(state: MeetingState, participants: frozenset[ParticipantId], source: 
     if source is Source.SCREEN_SHARE or source in state.restricted:
         listed = {**listed, source: listed.get(source, frozenset()) | participants}
     return replace(
-        _name(state, participants, source),
+        state,
         blocks=state.blocks - lifted,
         holds=_holds_that(state, lambda who, each, _: who not in participants or each not in sources),
         listed=listed,
     )
-
-
-def _name(state: MeetingState, participants: AbstractSet[ParticipantId], *sources: Source) -> MeetingState:
-    with_sound = SCREEN_SOURCES.union(sources) if Source.SCREEN_SHARE in sources else frozenset(sources)
-    named = {
-        who: state.named.get(who, frozenset()) | with_sound
-        for who in participants
-        if who not in state.members or state.members[who].kind in SERVICES
-    }
-    return replace(state, named={**state.named, **named}) if named else state
 
 
 def _holds_that(
@@ -809,11 +821,14 @@ def _put_back(state: MeetingState, setting: Setting) -> MeetingState:
             named = state.listed.get(source, frozenset())
             return replace(state, listed={**state.listed, source: named | {who} if was_set else named - {who}})
         case BlockWas(block, was_set):
-            return replace(state, blocks=state.blocks | {block} if was_set else state.blocks - {block})
+            if not was_set:
+                return replace(state, blocks=state.blocks - {block})
+            return replace(_forget_questions(state, {block.participant}, {block.source}), blocks=state.blocks | {block})
         case HoldWas(source, who, until):
             held = _without(state.holds.get(who, {}), source) | ({} if until is None else {source: until})
             others = _without(state.holds, who)
-            return replace(state, holds=others | {who: held} if held else others)
+            kept = state if until is None else _forget_questions(state, {who}, {source})
+            return replace(kept, holds=others | {who: held} if held else others)
         case PresenterWas(who):
             return replace(state, presenter=who if who in state.members else None)
         case BanWas(who, was_set):

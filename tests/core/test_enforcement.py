@@ -20,6 +20,7 @@ from signaling.core.state import (
     PutBack,
     Restricted,
     Revoked,
+    ServicesSeen,
 )
 from signaling.identifiers import CONTROLLER, Identity, LiveKitRoom, ParticipantId, TrackSid
 from tests.core.meetings import (
@@ -377,7 +378,8 @@ def test_an_ingress_is_touched_only_by_what_names_it() -> None:
     named = changed(state, Revoked(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(named, [feed]) == [Allow(MAIN, Identity("feed"), ALL[1:], Priority.IDLE)]
     told = replace(feed, permission=allowing(*ALL[1:]))
-    lifted = changed(named, Granted(frozenset({ParticipantId("feed")}), CAMERA))
+    seen = ServicesSeen({ParticipantId("feed"): frozenset(ALL)})
+    lifted = changed(named, seen, Granted(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(lifted, [told]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
 
 
@@ -402,9 +404,11 @@ def test_a_service_keeps_what_it_has_less_what_is_kept_from_it_by_name() -> None
 )
 def test_what_was_kept_from_a_service_by_name_is_given_back(kept: Change, given_back: Change) -> None:
     feed = Presence(MAIN, Identity("feed"), allowing(*ALL[1:]), kind=LiveKitKind.INGRESS)
-    lifted = changed(RESTRICTED, kept, given_back)
+    seen = ServicesSeen({ParticipantId("feed"): frozenset(ALL)})
+    lifted = changed(RESTRICTED, seen, kept, given_back)
     assert plan(lifted, [feed]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
     assert plan(lifted, [replace(feed, permission=allowing(*ALL))]) == []
+    assert plan(changed(RESTRICTED, kept, given_back), [feed]) == [], "nobody is given what they never had"
 
 
 def test_nobody_waits_for_the_screen_of_a_service_that_is_named_for_something_else() -> None:

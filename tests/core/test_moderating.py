@@ -12,10 +12,15 @@ from signaling.core.state import (
     Banned,
     Block,
     BlockCause,
+    BlockWas,
     Departed,
     Held,
+    HoldWas,
     MeetingState,
+    PutBack,
+    ServicesSeen,
     UnmuteRequest,
+    apply,
 )
 from signaling.identifiers import CONTROLLER, CommandId, ParticipantId, TrackSid
 from signaling.messages import livekit, moderation
@@ -427,6 +432,35 @@ def test_whose_client_learns_the_namespace_later_may_be_asked_then() -> None:
 def test_a_yes_does_not_lift_what_was_decided_after_the_question(later: AnyCommand) -> None:
     state = after(ASKED, (ALICE, later))
     assert decide(state, BOB, YES, now=AT, command_id=COMMAND) == Refusal("unknown_request_id")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Disallow(source="camera", participants=(FEED,)),
+        moderation.Mute(participants=(FEED,), hold_s=5),
+        moderation.Stop(source="camera", participants=(FEED,)),
+    ],
+)
+def test_what_a_service_had_is_noted_before_it_is_taken(command: AnyCommand) -> None:
+    seen = {FEED: frozenset({CAMERA})}
+    decision = decide(MEETING, ALICE, command, now=AT, command_id=COMMAND, strangers=frozenset({FEED}), services=seen)
+    assert isinstance(decision, Decision)
+    assert decision.changes[0] == ServicesSeen(seen)
+    again = apply(apply(MEETING, decision.changes), [ServicesSeen({FEED: frozenset()})])
+    assert again.had == seen, "what it had first counts"
+
+
+def test_a_yes_lifts_no_bypass_and_nothing_that_was_put_back() -> None:
+    noted = concluded(ASKED, CONTROLLER, Bypass(BOB, MICROPHONE, TrackSid("TR_1"), "video")).state
+    back = apply(ASKED, [PutBack((BlockWas(Block(BOB, MICROPHONE), was_set=True),))])
+    held = apply(ASKED, [PutBack((HoldWas(MICROPHONE, BOB, AT + 100),))])
+    for state in (noted, back, held):
+        assert refused(state, BOB, YES) == ("unknown_request_id", None)
+
+
+def test_the_questions_of_who_comes_back_without_the_role_are_forgotten() -> None:
+    assert after(ASKED, (CONTROLLER, Enter(somebody(ALICE)))).unmute_requests == {}
 
 
 def test_accepting_is_an_allowance_by_the_moderators_wish() -> None:
