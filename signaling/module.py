@@ -189,6 +189,8 @@ class ModerationModule:
 
     async def _join(self, session: Session, participant: Participant) -> Session:
         meeting = session.meeting
+        if participant.id in (await meeting.record()).state.bans:
+            raise _banned(participant.id)  # before a room is made for them
         livekit_answers = await self._open_room(session, participant.breakout)
         sessions = self._sessions[session.room].setdefault(session.id, [])
         sessions.append(session)
@@ -196,7 +198,7 @@ class ModerationModule:
         entering = Enter(participant, knows_moderation=session.has_moderation)
         committed = await meeting.commit_now(participant.id, entering)
         if isinstance(committed, Refusal):
-            raise ParticipantBanned(f"{participant.id} is banned from the meeting")
+            raise _banned(participant.id)
         before, record = committed.before, committed.record
         for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
             older.end("taken_over")
@@ -774,6 +776,10 @@ class ModerationModule:
         if self._media is not None:
             self._media.forget_rooms()
         self._restore_rooms()
+
+
+def _banned(participant: ParticipantId) -> ParticipantBanned:
+    return ParticipantBanned(f"{participant} is banned from the meeting")
 
 
 BESIDE_THE_SERVER: Final = frozenset({Kind.SIP, Kind.RECORDER})

@@ -395,7 +395,7 @@ class Reconciler:
     async def agree_late(self, place: Place, within_s: float) -> bool:
         """Try again to agree about an identity, for `within_s` seconds; whether LiveKit does."""
         finding = await self._late(place[0], lambda: self.agree(place, Priority.REPAIR), within_s)
-        return finding in {Finding.CHANGED, Finding.AGREED}
+        return finding in {Finding.CHANGED, Finding.AGREED, Finding.SETTLING}
 
     async def stop_late(
         self, place: Place, sources: frozenset[Source], only: frozenset[TrackSid], within_s: float

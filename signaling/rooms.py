@@ -338,6 +338,8 @@ class Meeting:
         if decision.effect is None:
             return await self._conclude(decision, Seen({}))
         if not self._media.answering and not decision.holds:
+            if is_again:
+                await self._roll_back(decision)
             return Refusal("livekit_unavailable")
         if not await self._stage(decision):
             return OVER

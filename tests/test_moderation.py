@@ -758,7 +758,8 @@ async def test_a_ban_refuses_joining_until_it_is_lifted(meeting: MeetingOnFake) 
     assert bob.session.ended.result() == "banned"
     for name in ("bob", "carol"):
         with pytest.raises(ParticipantBanned):
-            await meeting.join(name)
+            await meeting.join(name, breakout="left")
+    assert meeting.fake.rooms == (ROOM,)
     assert await alice.comes_to("unban", participants=["alice", "bob", "zoe"]) == {
         "alice": "unchanged",
         "bob": "unrestricted",

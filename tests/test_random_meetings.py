@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -339,14 +339,19 @@ class World:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
         return self.loop.run_until_complete(work)
 
-    def begin(self, work: Awaitable[object], patience: int | None) -> None:
+    def begin(self, work: Coroutine[Any, Any, object], patience: int | None) -> None:
         """Begin something, and let it get so far."""
-        task = self.loop.create_task(self._guard(work))
-        self.running.append(task)
+        task = self._spawn(work)
         self.run(steps(patience) if patience is not None else asyncio.wait({task}, timeout=60))
         self.running = [task for task in self.running if not task.done()]
 
-    async def _guard(self, work: Awaitable[object]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
+        task = self.loop.create_task(self._guard(work))
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before its first step
+        self.running.append(task)
+        return task
+
+    async def _guard(self, work: Coroutine[Any, Any, object]) -> None:
         try:
             await work
         except EXPECTED_ERRORS:
@@ -393,7 +398,7 @@ class World:
             except WebhookRefused as refused:
                 self.check(refused.reason in {"replayed", "stale"}, f"{refused!r}")
 
-        self.running.append(self.loop.create_task(self._guard(deliver())))
+        self._spawn(deliver())
 
     async def calm(self) -> None:
         """Nothing goes wrong any more."""

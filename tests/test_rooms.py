@@ -14,7 +14,7 @@ from signaling.core.conclusions import Conclusion
 from signaling.core.participants import Participant, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import Block, MeetingState
-from signaling.errors import StoreError
+from signaling.errors import MediaServerUnavailable, StoreError
 from signaling.identifiers import CONTROLLER, LiveKitRoom, ParticipantId, RoomId
 from signaling.livekit.room_service import RoomService
 from signaling.messages import control, livekit, moderation
@@ -244,13 +244,18 @@ async def test_a_staged_decision_is_finished_by_the_next_turn_too(
     await restarted.close()
 
 
+@pytest.mark.parametrize("is_known", [False, True])
 async def test_a_staged_decision_is_rolled_back_if_livekit_answers_nothing(
-    fake: FakeRoomService, media: RoomService, store: Store
+    fake: FakeRoomService, media: RoomService, store: Store, *, is_known: bool
 ) -> None:
     meeting = Meeting(RoomId("m"), store, media, Rules())
     await set_up(fake, meeting)
     await restrict_and_die(fake, meeting)
     await fake.offline()
+    if is_known:
+        with pytest.raises(MediaServerUnavailable):
+            await media.list_presences(LiveKitRoom(meeting.room))
+        assert not media.answering
     restarted = Meeting(meeting.room, store, media, Rules())
     await restarted.finish_staged()
     record = await restarted.record()
