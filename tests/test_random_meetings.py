@@ -39,9 +39,9 @@ from signaling import (
     WebhookRefused,
 )
 from signaling.core.effects import Presence
-from signaling.core.enforcement import is_exempt, owner_of
+from signaling.core.enforcement import owner_of
 from signaling.core.participants import SERVICES, Source
-from signaling.core.policy import is_blocked, is_service, publishable
+from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
 from signaling.core.state import MeetingState
 from signaling.identifiers import BreakoutId, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId
 from signaling.livekit.roster import presence_of
@@ -494,14 +494,14 @@ class World:
         if record is None or record.effective.presenter is None or self.is_troubled:
             return
         state = record.effective
-        if had_it or SCREEN not in given.permission.allowed():
+        if had_it or SCREEN not in given.permission.allowed() or not obeys(state, given):
             return
         for other_room, info in self.in_livekit():
             other = presence_of(LiveKitRoom(other_room), info)
             if (
                 other.identity != given.identity
                 and SCREEN in other.permission.allowed()
-                and not is_exempt(state, other)
+                and obeys(state, other)
                 and other.sid in self._known[given.identity]
                 and state.presenter in {ParticipantId(given.identity), ParticipantId(other.identity)}
             ):
@@ -596,6 +596,11 @@ def without_none(value: Any) -> Any:  # noqa: ANN401
             return [without_none(each) for each in value]
         case _:
             return value
+
+
+def obeys(state: MeetingState, presence: Presence) -> bool:
+    """Whether what is decided for everybody concerns an identity."""
+    return obeys_room(ParticipantId(presence.identity), state, is_service=is_service(presence))
 
 
 def problem_with(state: MeetingState, presence: Presence, *, removes_unknown: bool) -> str | None:
