@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from signaling.core.conclusions import Announcement
@@ -43,6 +44,21 @@ class AuditEntry:
     targets: tuple[ParticipantId, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     reason: str | None = None
+
+
+class Kept(StrEnum):
+    """
+    What is kept beside the meetings, by a key, for as long as what it protects can be used.
+
+    Attributes:
+        TICKET: One that was used.
+        WEBHOOK: The id of one that was received.
+        CLOSED_ROOM: A LiveKit room of a meeting that has ended.
+    """
+
+    TICKET = "ticket"
+    WEBHOOK = "webhook"
+    CLOSED_ROOM = "closed_room"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,21 @@ class Store(Protocol):
 
     async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
         """Whether an entry of this command is kept."""
+
+    async def keep_once(self, kind: Kept, key: str, *, until: float, now: float) -> bool:
+        """
+        Keep a key; of all who do that with the same one, at once or after a restart, one is told that it is the first.
+
+        Args:
+            until: Seconds since the epoch; a later one replaces an earlier one, whoever is first.
+            now: Seconds since the epoch; what was kept until before that counts for nothing.
+
+        Returns:
+            Whether it was not kept before.
+        """
+
+    async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
+        """All keys of a kind, and until when each is kept."""
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on, in the event loop. It must not raise or wait."""

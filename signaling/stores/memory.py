@@ -1,6 +1,7 @@
 """A store for one process that may be lost with it: the default of the embedded module, the demo and many tests."""
 
 import asyncio
+import heapq
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -8,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from signaling.core.conclusions import Announcement
 from signaling.identifiers import CommandId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Listener, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Kept, Listener, Record, Store
 
 
 class Turns:
@@ -22,12 +23,37 @@ class Turns:
         return self._locks.setdefault(room, asyncio.Lock())
 
 
+class KeptKeys:
+    """Keys of each kind, for as long as they are kept."""
+
+    def __init__(self) -> None:
+        self._until: defaultdict[Kept, dict[str, float]] = defaultdict(dict)
+        self._ends: defaultdict[Kept, list[tuple[float, str]]] = defaultdict(list)
+
+    def add(self, kind: Kept, key: str, until: float) -> None:
+        """Keep a key until then, or until it was kept anyway if that is later."""
+        known = self._until[kind]
+        if until > known.get(key, float("-inf")):
+            known[key] = until
+            heapq.heappush(self._ends[kind], (until, key))
+
+    def at(self, kind: Kept, now: float) -> dict[str, float]:
+        """What is kept of a kind; the rest is dropped. Not to be changed by the caller."""
+        known, ends = self._until[kind], self._ends[kind]
+        while ends and ends[0][0] < now:
+            until, key = heapq.heappop(ends)
+            if known.get(key) == until:  # else it was kept for longer
+                del known[key]
+        return known
+
+
 class MemoryStore(Store):
     """Meetings in this process' memory."""
 
     def __init__(self, *, audit_entries: int = 10_000) -> None:
         self._records: dict[RoomId, Record] = {}
         self._audit: defaultdict[RoomId, deque[AuditEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
+        self._kept = KeptKeys()
         self._listeners: list[Listener] = []
         self._turns = Turns()
 
@@ -85,6 +111,16 @@ class MemoryStore(Store):
     async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
         """Whether an entry of this command is kept."""
         return any(entry.command_id == command_id for entry in self._audit.get(room, ()))
+
+    async def keep_once(self, kind: Kept, key: str, *, until: float, now: float) -> bool:
+        """Keep a key; whether it was not kept before."""
+        is_first = key not in self._kept.at(kind, now)
+        self._kept.add(kind, key, until)
+        return is_first
+
+    async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
+        """All keys of a kind, and until when each is kept."""
+        return dict(self._kept.at(kind, now))
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""

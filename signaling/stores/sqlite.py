@@ -15,20 +15,29 @@ from typing import Any, Final, Generic, TypeVar
 from signaling.core.conclusions import Announcement
 from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import CommandId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Listener, Record, Store
-from signaling.stores.memory import Turns
+from signaling.stores.contract import AuditEntry, Commit, Kept, Listener, Record, Store
+from signaling.stores.memory import KeptKeys, Turns
 from signaling.stores.serialization import dump_audit_entry, dump_record, load_audit_entry, load_record
 
 _APPLICATION_ID: Final = 0x4C4B4D4F
-_SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = (
-    "CREATE TABLE meetings (room TEXT PRIMARY KEY, revision INTEGER NOT NULL, record BLOB NOT NULL)",
-    "CREATE TABLE audit (room TEXT NOT NULL, number INTEGER NOT NULL, command_id TEXT NOT NULL, entry BLOB NOT NULL)",
-    "CREATE UNIQUE INDEX audit_by_number ON audit (room, number)",
-    "CREATE INDEX audit_by_command ON audit (room, command_id)",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {_SCHEMA_VERSION}",
+_STEPS: Final = (
+    (
+        f"PRAGMA application_id = {_APPLICATION_ID}",
+        "CREATE TABLE meetings (room TEXT PRIMARY KEY, revision INTEGER NOT NULL, record BLOB NOT NULL)",
+        """CREATE TABLE audit
+            (room TEXT NOT NULL, number INTEGER NOT NULL, command_id TEXT NOT NULL, entry BLOB NOT NULL)""",
+        "CREATE UNIQUE INDEX audit_by_number ON audit (room, number)",
+        "CREATE INDEX audit_by_command ON audit (room, command_id)",
+    ),
+    (
+        """CREATE TABLE kept
+            (kind TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID""",
+        "CREATE INDEX kept_by_end ON kept (kind, until)",
+        "CREATE TABLE probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    ),
 )
+"""What makes of each schema the next; an empty file has schema 0."""
+_SCHEMA_VERSION: Final = len(_STEPS)
 _MOST_AT_ONCE: Final = 64
 """Writes that are committed together when that many wait."""
 
@@ -79,6 +88,7 @@ class SQLiteStore(Store):
         self._path = path.absolute()
         self._audit_entries = audit_entries
         self._records: dict[RoomId, Record] = {}
+        self._kept = KeptKeys()
         self._listeners: list[Listener] = []
         self._turns = Turns()
         self._queue: SimpleQueue[_Operation[Any] | None] | None = None
@@ -99,7 +109,7 @@ class SQLiteStore(Store):
             raise StoreError(f"{self._path}: is open already")
         loop = asyncio.get_running_loop()
         queue: SimpleQueue[_Operation[Any] | None] = SimpleQueue()
-        opened: asyncio.Future[dict[RoomId, Record]] = loop.create_future()
+        opened: asyncio.Future[tuple[dict[RoomId, Record], KeptKeys]] = loop.create_future()
         self._ended = loop.create_future()
         # A daemon: whoever forgets to close must not keep the interpreter, and what was answered is in the file.
         self._thread = Thread(
@@ -107,7 +117,7 @@ class SQLiteStore(Store):
         )
         self._thread.start()
         try:
-            self._records = await opened
+            self._records, self._kept = await opened
         except asyncio.CancelledError:
             queue.put(None)  # the thread lets go of everything by itself
             raise
@@ -156,6 +166,19 @@ class SQLiteStore(Store):
         """Whether an entry of this command is kept."""
         return await self._do(partial(_has_audited, room, command_id))
 
+    async def keep_once(self, kind: Kept, key: str, *, until: float, now: float) -> bool:
+        """Keep a key; whether it was not kept before. Cancelling stops the waiting only."""
+        self._open_queue()
+        if self._kept.at(kind, now).get(key, float("-inf")) >= until:
+            return False
+        follow_up = partial(self._note_kept, kind, key, until)
+        return await self._do(partial(_keep_once, kind, key, until, now), follow_up)
+
+    async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
+        """All keys of a kind, and until when each is kept."""
+        self._open_queue()
+        return dict(self._kept.at(kind, now))
+
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
@@ -190,13 +213,16 @@ class SQLiteStore(Store):
         if forgotten:
             del self._records[room]
 
+    def _note_kept(self, kind: Kept, key: str, until: float, _is_first: bool) -> None:  # noqa: FBT001 - as above
+        self._kept.add(kind, key, until)
+
     # --- In the writer thread ------------------------------------------------------------------------------------
 
     def _serve(
         self,
         loop: asyncio.AbstractEventLoop,
         queue: SimpleQueue[_Operation[Any] | None],
-        opened: asyncio.Future[dict[RoomId, Record]],
+        opened: asyncio.Future[tuple[dict[RoomId, Record], KeptKeys]],
         ended: asyncio.Future[None],
     ) -> None:
         def tell(callback: Callable[..., None], *arguments: object) -> None:
@@ -292,8 +318,8 @@ def _make_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
 
 
-def _prepare(database: sqlite3.Connection, path: Path) -> dict[RoomId, Record]:
-    """Lock the file, make the tables if it is empty, and read every record."""
+def _prepare(database: sqlite3.Connection, path: Path) -> tuple[dict[RoomId, Record], KeptKeys]:
+    """Lock the file, make the tables that it does not have yet, and read all that is read from memory later."""
     database.execute("PRAGMA locking_mode = EXCLUSIVE")
     database.execute("BEGIN EXCLUSIVE")  # kept until the end
     application_id, version, tables = (
@@ -302,11 +328,12 @@ def _prepare(database: sqlite3.Connection, path: Path) -> dict[RoomId, Record]:
     )
     if application_id != _APPLICATION_ID and (application_id or version or tables):
         raise StoreError(f"{path}: is a database of something else")
-    if application_id and version != _SCHEMA_VERSION:
-        raise StoreError(f"{path}: has schema {version}, and this version knows {_SCHEMA_VERSION} only")
-    if not application_id:
-        for statement in _SCHEMA:
+    if application_id and version > _SCHEMA_VERSION:
+        raise StoreError(f"{path}: has schema {version}, and this version knows {_SCHEMA_VERSION} at most")
+    for step in _STEPS[version:]:
+        for statement in step:
             database.execute(statement)
+    database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     database.execute("COMMIT")
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
@@ -316,7 +343,10 @@ def _prepare(database: sqlite3.Connection, path: Path) -> dict[RoomId, Record]:
             records[RoomId(room)] = load_record(data)
         except StoreError as error:
             raise StoreError(f"{path}: meeting {room}: {error}") from error
-    return records
+    kept = KeptKeys()
+    for kind, key, until in database.execute("SELECT kind, key, until FROM kept"):
+        kept.add(Kept(kind), key, until)
+    return records, kept
 
 
 def _rooms(database: sqlite3.Connection) -> tuple[RoomId, ...]:
@@ -353,6 +383,16 @@ def _forget(room: RoomId, revision: int, database: sqlite3.Connection) -> bool:
         return False
     database.execute("DELETE FROM audit WHERE room = ?", (room,))
     return True
+
+
+def _keep_once(kind: Kept, key: str, until: float, now: float, database: sqlite3.Connection) -> bool:
+    database.execute("DELETE FROM kept WHERE kind = ? AND until < ?", (kind, now))
+    known = database.execute("SELECT 1 FROM kept WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+    database.execute(
+        "INSERT INTO kept VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET until = max(until, excluded.until)",
+        (kind, key, until),
+    )
+    return known is None
 
 
 def _has_audited(room: RoomId, command_id: CommandId, database: sqlite3.Connection) -> bool:

@@ -15,7 +15,7 @@ from signaling.core.state import Restricted
 from signaling.identifiers import CommandId, RoomId
 from signaling.messages import livekit
 from signaling.messages.moderation import Outcome
-from signaling.stores.contract import AuditEntry, Commit, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
 from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
 from tests.core.meetings import ALICE, BOARD, BOB, MEETING
@@ -331,6 +331,71 @@ async def test_so_many_entries_of_a_meeting_are_kept_and_no_more(store: Store) -
     assert numbers(await store.audit(BOARD, limit=100)) == [8, 7, 6, 5, 4]
     assert await store.audit(BOARD, limit=100, before=CommandId("c-3")) == ()
     assert numbers(await store.audit(OTHER, limit=100)) == [1]
+
+
+# --- What is kept beside the meetings ---------------------------------------------------------------------------
+
+
+async def test_a_key_is_kept_once(store: Store) -> None:
+    assert await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+    assert not await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+    assert await store.keep_once(Kept.TICKET, "b", until=10, now=0)
+
+
+async def test_kinds_know_nothing_of_each_other(store: Store) -> None:
+    for kind in Kept:
+        assert await store.keep_once(kind, "a", until=10, now=0)
+    assert await store.kept(Kept.CLOSED_ROOM, now=0) == {"a": 10}
+
+
+async def test_a_key_is_kept_until_its_end_and_no_longer(store: Store) -> None:
+    assert await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+    assert not await store.keep_once(Kept.TICKET, "a", until=10, now=10)
+    assert await store.keep_once(Kept.TICKET, "a", until=20, now=10.5)
+    assert not await store.keep_once(Kept.TICKET, "a", until=20, now=10.5)
+
+
+async def test_what_is_kept_can_be_asked_for(store: Store) -> None:
+    assert await store.kept(Kept.CLOSED_ROOM, now=0) == {}
+    for number in range(5):
+        await store.keep_once(Kept.CLOSED_ROOM, f"room-{number}", until=10 * number, now=0)
+    assert await store.kept(Kept.CLOSED_ROOM, now=25) == {"room-3": 30, "room-4": 40}
+    kept = await store.kept(Kept.CLOSED_ROOM, now=30)
+    assert kept == {"room-3": 30, "room-4": 40}
+    kept.clear()  # it is the caller's
+    assert await store.kept(Kept.CLOSED_ROOM, now=35) == {"room-4": 40}
+
+
+async def test_the_later_end_counts_whoever_was_first(store: Store) -> None:
+    for until in (10, 30, 20):
+        await store.keep_once(Kept.TICKET, "a", until=until, now=0)
+    assert await store.kept(Kept.TICKET, now=25) == {"a": 30}
+    assert not await store.keep_once(Kept.TICKET, "a", until=30, now=30)
+    assert await store.kept(Kept.TICKET, now=31) == {}
+
+
+async def test_of_many_who_keep_the_same_key_at_once_one_is_first(store: Store) -> None:
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(
+            *(store.keep_once(Kept.TICKET, key, until=10 + number, now=0) for number in range(50) for key in "ab")
+        )
+    assert sum(answers[0::2]) == sum(answers[1::2]) == 1
+    assert await store.kept(Kept.TICKET, now=0) == {"a": 59, "b": 59}
+
+
+async def test_a_key_is_kept_although_whoever_kept_it_stopped_waiting(store: Store) -> None:
+    keeping = asyncio.create_task(store.keep_once(Kept.TICKET, "a", until=10, now=0))
+    await asyncio.sleep(0)  # it begins
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert not await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+
+
+async def test_what_is_kept_outlasts_meetings(store: Store) -> None:
+    await store.write(record(1))
+    await store.keep_once(Kept.CLOSED_ROOM, BOARD, until=10, now=0)
+    await store.forget(BOARD, 1)
+    assert await store.kept(Kept.CLOSED_ROOM, now=0) == {BOARD: 10}
 
 
 # --- Turns -------------------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 import signaling
+from signaling.core.participants import Source
 from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import CommandId, RoomId
 from signaling.stores import sqlite
-from signaling.stores.contract import AuditEntry, Commit, Record
+from signaling.stores.contract import AuditEntry, Commit, Kept, Record
 from signaling.stores.sqlite import SQLiteStore
 from tests.core.meetings import ALICE, BOARD, MEETING
 
@@ -29,7 +30,7 @@ from pathlib import Path
 from signaling.core.state import MeetingState
 from signaling.errors import StoreError
 from signaling.identifiers import CommandId, ParticipantId, RoomId
-from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.contract import AuditEntry, Kept, Record
 from signaling.stores.sqlite import SQLiteStore
 
 BOARD = RoomId("board")
@@ -207,6 +208,104 @@ async def test_a_full_disk_is_an_error_and_the_store_goes_on_after_it(path: Path
         assert kept.revision == int(written) + 1
 
 
+KEEP_FOR_EVER = """
+    for number in range(1_000_000):
+        assert await store.keep_once(Kept.TICKET, f"t-{number}", until=10, now=0)
+        say(number)
+"""
+
+
+async def test_a_killed_process_has_kept_every_key_that_it_was_first_with(path: Path) -> None:
+    async with child(path, KEEP_FOR_EVER) as (process, next_line):
+        assert await next_line() == "open"
+        for number in range(200):
+            assert await next_line() == str(number)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    async with opened(path) as store:
+        kept = await store.kept(Kept.TICKET, now=0)
+        assert kept.keys() >= {f"t-{number}" for number in range(200)}
+        for number in range(200):
+            assert not await store.keep_once(Kept.TICKET, f"t-{number}", until=20, now=0)
+
+
+async def test_keys_are_kept_over_reopening_until_their_ends(path: Path) -> None:
+    async with opened(path) as store:
+        for key, until in {"a": 10, "b": 20}.items():
+            assert await store.keep_once(Kept.WEBHOOK, key, until=until, now=0)
+        assert not await store.keep_once(Kept.WEBHOOK, "a", until=15, now=0)
+    async with opened(path) as store:
+        assert await store.kept(Kept.WEBHOOK, now=12) == {"a": 15, "b": 20}
+        assert not await store.keep_once(Kept.WEBHOOK, "b", until=20, now=12)
+        assert await store.keep_once(Kept.WEBHOOK, "a", until=30, now=16)
+    async with opened(path) as store:
+        assert await store.kept(Kept.WEBHOOK, now=16) == {"a": 30, "b": 20}
+
+
+async def test_what_has_ended_is_in_the_file_no_longer(path: Path) -> None:
+    async with opened(path) as store:
+        for number in range(10):
+            await store.keep_once(Kept.TICKET, str(number), until=number, now=0)
+        await store.keep_once(Kept.TICKET, "10", until=10, now=8)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT key FROM kept ORDER BY until").fetchall() == [("8",), ("9",), ("10",)]
+
+
+async def test_a_key_that_could_not_be_kept_is_nobodys(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with opened(path) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite, "_keep_once", fail)
+            with pytest.raises(StoreError):
+                await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+        assert await store.kept(Kept.TICKET, now=0) == {}
+        assert await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+
+
+SCHEMA_1 = """
+CREATE TABLE meetings (room TEXT PRIMARY KEY, revision INTEGER NOT NULL, record BLOB NOT NULL);
+CREATE TABLE audit (room TEXT NOT NULL, number INTEGER NOT NULL, command_id TEXT NOT NULL, entry BLOB NOT NULL);
+CREATE UNIQUE INDEX audit_by_number ON audit (room, number);
+CREATE INDEX audit_by_command ON audit (room, command_id);
+PRAGMA application_id = 0x4C4B4D4F;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+"""What the first version made."""
+RECORD_1 = b"""{"format":1,"revision":2,"state":{"room":"board","version":3,"members":{"alice":{"role":"moderator",\
+"kind":"user","joined_at":1000.0,"display_name":"Alice","breakout":null,"hand_is_up":false,"returns_until":null,\
+"knows_moderation":true}},"roles":{},"restricted":["microphone"],"restricted_by_default":[],"restricted_until":{},\
+"listed":{"microphone":["bob"]},"blocks":[],"holds":{},"had":{},"bypasses":{},"bans":["mallory"],"presenter":null,\
+"unmute_requests":{},"asked_at":{},"mutes":{},"undoable":{},"popouts":{},"departed":[],"rooms":["board"],"doomed":[],\
+"empty_since":null},"staged":null}"""
+ENTRY_1 = b"""{"format":1,"command_id":"c-1","at":1.0,"moderator":"alice","action":"force_mute","targets":[],\
+"outcomes":[],"reason":null}"""
+
+
+async def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(SCHEMA_1)
+        database.execute("INSERT INTO meetings VALUES ('board', 2, ?)", (RECORD_1,))
+        database.execute("INSERT INTO audit VALUES ('board', 1, 'c-1', ?)", (ENTRY_1,))
+        database.commit()
+    for _ in ("upgraded", "opened again"):
+        async with opened(path) as store:
+            kept = await store.read(BOARD)
+            assert kept is not None
+            assert kept.revision == 2
+            assert kept.state.is_moderator(ALICE)
+            assert kept.state.restricted == {Source.MICROPHONE}
+            assert kept.state.bans == {"mallory"}
+            assert await store.audit(BOARD, limit=10) == (audit(1),)
+    async with opened(path) as store:
+        assert await store.keep_once(Kept.TICKET, "a", until=10, now=0)
+        assert await store.write(record(3))
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+
+
 # --- One process at a time ---------------------------------------------------------------------------------------
 
 
@@ -317,7 +416,7 @@ def a_newer_schema(path: Path) -> None:
         (a_directory, "is a directory"),
         (text, "file is not a database"),
         (something_else, "is a database of something else"),
-        (a_newer_schema, "has schema 99, and this version knows 1 only"),
+        (a_newer_schema, "has schema 99, and this version knows 2 at most"),
     ],
 )
 async def test_what_is_no_store_is_refused_and_left_alone(
