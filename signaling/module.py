@@ -13,6 +13,7 @@ import structlog
 
 from signaling import metrics
 from signaling.answers import answers, asks_for_result, is_preview, named_action, result
+from signaling.clock import SteadyClock
 from signaling.core.commands import AnyCommand, ChangeRole, Enter, Extend, LoseConnections, ModeratorCommand, Move
 from signaling.core.conclusions import Announcement, Conclusion, Everyone
 from signaling.core.decisions import Refusal, may_moderate
@@ -80,20 +81,23 @@ class ModerationModule:
     Args:
         settings: From the environment if left out.
         store: Used instead of the one that the settings name; opened and closed by the module.
-        clock: Seconds since the epoch.
+        clock: Seconds since the epoch; if left out, as the system's clock says now, and from then on evenly, so that
+            nothing lasts longer or shorter when that is set.
 
     Raises:
         ConfigurationError: A setting is wrong.
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, store: Store | None = None, clock: Callable[[], float] = time.time
+        self, settings: Settings | None = None, *, store: Store | None = None, clock: Callable[[], float] | None = None
     ) -> None:
         self.settings = Settings() if settings is None else settings
         self._store = store or open_store(
             self.settings.moderation_store_url, audit_entries=self.settings.moderation_audit_entries
         )
-        self._clock = clock
+        self._clock = clock or SteadyClock()
+        self._wall_clock = clock or time.time
+        """For what others have signed by theirs."""
         self._last_timestamp = 0.0
         self._rules = Rules(
             screen_share_requires_permission=self.settings.moderation_screen_share_requires_permission,
@@ -107,6 +111,8 @@ class ModerationModule:
         self._sessions: defaultdict[RoomId, dict[ParticipantId, list[Session]]] = defaultdict(dict)
         self._senders: dict[CommandId, tuple[Session, TransactionId | None]] = {}
         self._stack = AsyncExitStack()
+        self._is_entered = False
+        self._listens = False
         self._closing: set[asyncio.Task[None]] = set()
         self._media: RoomService | None = None
         self._mint: TokenMint | None = None
@@ -118,14 +124,18 @@ class ModerationModule:
         self._service_url = ""
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise RuntimeError("ModerationModule is entered already: one `async with` at a time")
         async with AsyncExitStack() as stack:
+            self._is_entered = True
+            stack.callback(self._note_left)
             stack.push_async_callback(self._store.close)
             await self._store.open()
             url, key, secret = await self._find_livekit(stack)
             self._public_url = self.settings.public_url or websocket_form(url)
             self._service_url = websocket_form(url)
             self._mint = TokenMint(key, secret)
-            self._webhooks = Webhooks(key, secret, clock=self._clock)
+            self._webhooks = Webhooks(key, secret, clock=self._wall_clock)
             self._media = await stack.enter_async_context(
                 RoomService(
                     url,
@@ -136,7 +146,9 @@ class ModerationModule:
                 )
             )
             self._media.on_return(self._restore_rooms)
-            self._store.listen(self._on_commit)
+            if not self._listens:  # or it was entered and left before
+                self._store.listen(self._on_commit)
+                self._listens = True
             stack.push_async_callback(self._close_meetings)
             await self._take_up_meetings()
             self._stack = stack.pop_all()
@@ -146,6 +158,9 @@ class ModerationModule:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def _note_left(self) -> None:
+        self._is_entered = False
 
     async def join(
         self,

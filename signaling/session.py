@@ -56,8 +56,6 @@ class Session:
     Attributes:
         id: The participant.
         room: The meeting.
-        ended: Resolves to the reason when the module ends the session, after the last delivery; the host then closes.
-            It stays open when the host itself ends the session by `leave` or `disconnect`.
         joined: Set when joining is complete, or has come to nothing.
     """
 
@@ -71,7 +69,7 @@ class Session:
     ) -> None:
         self.id = participant
         self.room = meeting.room
-        self.ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
         self.joined = asyncio.Event()
         self.has_control = CONTROL in extensions
         self.has_moderation = MODERATION in extensions
@@ -84,6 +82,16 @@ class Session:
         self._ends: tuple[int, EndReason] | None = None
         self._join_data: livekit.JoinData | None = None
         self._join_success: control.JoinSuccess | None = None
+
+    @property
+    def ended(self) -> "asyncio.Future[EndReason]":
+        """
+        Resolves to the reason when the module ends the session, after the last delivery; the host then closes.
+
+        It stays open when the host itself ends the session by `leave` or `disconnect`. Each time that it is asked for
+        it is another future, so that whoever stops waiting for one (`asyncio.wait_for`) cancels no more than that.
+        """
+        return asyncio.shield(self._ended)
 
     @property
     def join_data(self) -> dict[str, object] | None:
@@ -239,7 +247,7 @@ class Session:
             self._ends = revision, reason
         elif not self._is_over and (revision is None or self._since is None or revision > self._since):
             self._finish()
-            self.ended.set_result(reason)
+            self._ended.set_result(reason)
 
     def _give_way(self) -> bool:
         """End as taken over if that is about to be: what is undone now must not be undone to the newer session."""
