@@ -11,6 +11,7 @@ import structlog
 from aiolimiter import AsyncLimiter
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from signaling import metrics
 from signaling.messages.envelope import MAX_FRAME_BYTES
@@ -144,6 +145,12 @@ class WebSocketServer:
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 known.add(self)
                 super().connection_made(transport)
+
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                if self.state is State.CONNECTING and self.protocol.parser_exc is not None:
+                    # Nonsense came before our answer. The library has ended its half already, and would fail to answer.
+                    self.transport.abort()
 
             def connection_lost(self, exc: Exception | None) -> None:
                 known.discard(self)

@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import logging
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -178,3 +180,21 @@ async def test_a_connection_that_only_looks_right_is_no_moderator(door: Hosted) 
     ticket = door.ticket("alice", Role.MODERATOR)
     head, claims, signature = ticket.split(".")
     assert await door.refusal(door.dial(bearer=f"{head}.{claims}.{signature[:-2]}AA")) == (401, "invalid_ticket")
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_who_sends_nonsense_before_they_are_let_in_is_dropped_without_a_word(
+    door: Hosted, caplog: pytest.LogCaptureFixture, *, in_pieces: bool
+) -> None:
+    head = f"GET /signaling HTTP/1.1\r\nHost: x\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n".encode()
+    url = urlsplit(door.url)
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        for piece in [head[:-2], head[-2:] + b"\xff\xff"] if in_pieces else [head + b"\xff\xff"]:
+            writer.write(piece)
+            await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        assert await door.refusal(door.dial(SUBPROTOCOL)) == (401, "missing_ticket")
+    assert caplog.records == []
