@@ -3,6 +3,7 @@
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
 # make bench              measure, half an hour; ARGS=--quick takes three minutes
+# make fuzz               attack a server by chance for ten minutes; ARGS="--seconds 60 --seed 7"
 # make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
@@ -10,7 +11,7 @@
 ARGS =
 BIN = .venv/bin
 
-.PHONY: demo test lint server bench docs schemas lock clean
+.PHONY: demo test lint server bench fuzz docs schemas lock clean
 
 demo:
 	@.ci/bootstrap demo
@@ -37,6 +38,10 @@ bench:
 	@.ci/bootstrap test
 	@mkdir -p build
 	@$(BIN)/python -m tests.benchmarks --json build/benchmarks.json $(ARGS)
+
+fuzz:
+	@.ci/bootstrap test
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 docs:
 	@.ci/bootstrap
