@@ -44,7 +44,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService
 from signaling.livekit.tokens import TokenMint
-from signaling.livekit.webhooks import Webhooks
+from signaling.livekit.webhooks import Webhook, Webhooks
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
@@ -52,7 +52,7 @@ from signaling.rooms import OVER, Meeting, Rules, TooManyWaiting, new_command_id
 from signaling.session import Deliver, Session
 from signaling.settings import Settings, websocket_form
 from signaling.stores import open_store
-from signaling.stores.contract import AuditEntry, Commit, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
 from signaling.view import audit_view, join_data, join_success, may_publish
 
 log = structlog.get_logger(__name__)
@@ -384,6 +384,22 @@ class ModerationModule:
             return False
         return record is not None and participant in record.state.bans
 
+    async def use_ticket(self, ticket: str, *, until: float) -> bool:
+        """
+        Use up what lets somebody in once, on whichever node and whether or not this one was restarted since.
+
+        Args:
+            ticket: What tells it from any other, such as the `jti` of a JWT.
+            until: When it lets nobody in any more anyway; seconds since the epoch.
+
+        Returns:
+            Whether it was not used before.
+
+        Raises:
+            StoreError: The store does not answer, and nobody may be let in.
+        """
+        return await self._store.keep_once(Kept.TICKET, ticket, until=until, now=self._clock())
+
     async def check_store(self) -> None:
         """Return if the store answers; raises `StoreError` if not."""
         await self._store.rooms()
@@ -567,17 +583,29 @@ class ModerationModule:
         if self._webhooks is None:
             raise RuntimeError("ModerationModule is used outside its `async with`")
         try:
-            notice = self._webhooks.open(body, authorization)
+            webhook = self._webhooks.open(body, authorization)
+            await self._check_is_first(webhook)
         except WebhookRefused as error:
             metrics.WEBHOOKS.labels(error.reason).inc()
             log.warning("webhook_refused", reason=error.reason)
             raise
         metrics.WEBHOOKS.labels("accepted").inc()
         self._warns_of_missing_webhooks = False
-        if notice is not None:
-            meeting = self._meetings.get(room_of(notice.room))
+        if webhook.notice is not None:
+            meeting = self._meetings.get(room_of(webhook.notice.room))
             if meeting is not None:
-                meeting.run_in_background(meeting.react(notice))
+                meeting.run_in_background(meeting.react(webhook.notice))
+
+    async def _check_is_first(self, webhook: Webhook) -> None:
+        if webhook.notice is None:
+            return  # once or twice, nothing follows from it
+        try:
+            is_first = await self._store.keep_once(Kept.WEBHOOK, webhook.id, until=webhook.until, now=self._clock())
+        except StoreError as error:  # what LiveKit reports is looked at all the same: that protects more
+            log.warning("webhook_not_kept", error=str(error))
+            return
+        if not is_first:
+            raise WebhookRefused("replayed")
 
     def _note_people_in_livekit(self) -> None:
         if self._warns_of_missing_webhooks:

@@ -4,13 +4,16 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from livekit.protocol import models
 from structlog.testing import capture_logs
 
-from signaling import Role, WebhookRefused, metrics
+from signaling import Role, StoreError, WebhookRefused, metrics
 from signaling.reconciler import PICTURE_S
+from signaling.stores.memory import MemoryStore
+from signaling.stores.sqlite import SQLiteStore
 from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.webhooks import sign_webhook, webhook_of
 from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
@@ -407,3 +410,60 @@ async def test_the_sound_of_a_screen_has_the_same_time_when_its_picture_ends(
     await post.deliver_all()
     assert (await alice.until_told("bypass_stopped", "livekit_moderation", times=2))["participant"] == "bob"
     assert time.monotonic() - ended_at >= PICTURE_S
+
+
+# --- Each counts once --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused() -> Callable[[str], float]:
+    """How many webhooks were refused for a reason."""
+    return lambda reason: float(metrics.WEBHOOKS.labels(reason)._value.get())
+
+
+async def test_a_webhook_of_before_a_restart_is_refused_after_it(
+    fake: FakeRoomService, tmp_path: Path, refused: Callable[[str], float]
+) -> None:
+    path = tmp_path / "meetings.sqlite"
+    async with meeting_on_fake(fake, store=SQLiteStore(path)) as meeting:
+        post = Post(meeting)
+        bob = await meeting.join("bob")
+        fake.leave(ROOM, "bob")
+        meeting.enter(bob)
+        bodies = [body for body in post.waiting if b"room_started" not in body]  # from which nothing follows
+        await post.deliver_all()
+    before = refused("replayed")
+    async with meeting_on_fake(fake, store=SQLiteStore(path)) as meeting:
+        post = Post(meeting)
+        for body in bodies:
+            with pytest.raises(WebhookRefused, match="replayed"):
+                await post.deliver(body)
+    assert refused("replayed") == before + len(bodies) > before + 2
+
+
+async def test_of_one_webhook_shown_many_times_at_once_one_counts(
+    fake: FakeRoomService, tmp_path: Path, refused: Callable[[str], float]
+) -> None:
+    before = refused("replayed")
+    async with meeting_on_fake(fake, store=SQLiteStore(tmp_path / "meetings.sqlite")) as meeting:
+        post = Post(meeting)
+        await meeting.join("bob")
+        body = post.waiting[-1]
+        shown = await asyncio.gather(*(post.deliver(body) for _ in range(5)), return_exceptions=True)
+    assert shown.count(None) == 1
+    assert refused("replayed") == before + 4
+
+
+async def test_what_livekit_reports_is_looked_at_although_the_store_cannot_keep_it(
+    meeting: MeetingOnFake, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> bool:
+        raise StoreError("the disk is full")
+
+    _, bob, old_token = await restricted(meeting)
+    monkeypatch.setattr(MemoryStore, "keep_once", fail)
+    with capture_logs() as logs:
+        meeting.enter(bob, old_token)
+        await post.deliver_all()
+        await until(lambda: not meeting.may(bob))
+    assert ("webhook_not_kept", "warning") in [(line["event"], line["log_level"]) for line in logs]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 import structlog
@@ -14,6 +14,7 @@ from websockets.headers import parse_subprotocol
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from signaling.errors import StoreError
 from signaling.identifiers import ParticipantId, RoomId
 from signaling.server.tickets import InvalidTicket, Ticket, Tickets
 
@@ -24,7 +25,14 @@ SUBPROTOCOL: Final = Subprotocol("opentalk-signaling-json-v1.0")
 TICKET_PREFIX: Final = "ticket#"
 
 RefusalCode = Literal[
-    "not_found", "missing_protocol", "invalid_protocol", "missing_ticket", "invalid_ticket", "banned", "origin"
+    "not_found",
+    "missing_protocol",
+    "invalid_protocol",
+    "missing_ticket",
+    "invalid_ticket",
+    "banned",
+    "origin",
+    "unavailable",
 ]
 STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "not_found": HTTPStatus.NOT_FOUND,
@@ -34,6 +42,7 @@ STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "invalid_ticket": HTTPStatus.UNAUTHORIZED,
     "banned": HTTPStatus.FORBIDDEN,
     "origin": HTTPStatus.FORBIDDEN,
+    "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -70,6 +79,13 @@ class Origins:
         return origin[1] in self._hosts if self._allowed is None else origin in self._allowed
 
 
+class UseTicket(Protocol):
+    """Uses a ticket up."""
+
+    def __call__(self, ticket: str, *, until: float) -> Awaitable[bool]:
+        """Whether it was not used before; see `ModerationModule.use_ticket`."""
+
+
 class Handshake:
     """
     Checks each request, uses its ticket up when everything else is right, and answers refusals in JSON.
@@ -78,14 +94,20 @@ class Handshake:
 
     Args:
         is_banned: Whether a moderator has banned the participant from the meeting.
+        use_ticket: Of all who come with the same ticket, one is told that it is the first.
     """
 
     def __init__(
-        self, tickets: Tickets, origins: Origins, is_banned: Callable[[RoomId, ParticipantId], Awaitable[bool]]
+        self,
+        tickets: Tickets,
+        origins: Origins,
+        is_banned: Callable[[RoomId, ParticipantId], Awaitable[bool]],
+        use_ticket: UseTicket,
     ) -> None:
         self._tickets = tickets
         self._origins = origins
         self._is_banned = is_banned
+        self._use_ticket = use_ticket
         self._verified: dict[ServerConnection, Ticket] = {}
 
     async def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -103,21 +125,26 @@ class Handshake:
             ticket = self._tickets.verify(text)
             if await self._is_banned(ticket.room, ticket.participant.id):
                 return _refusal("banned")
-            self._verified[connection] = self._tickets.verify(text)  # it may have been used meanwhile
+            self._verified[connection] = ticket
         except InvalidTicket as error:
             return _refusal("invalid_ticket", str(error))
         except Refused as refused:
             return _refusal(refused.code)
         return None
 
-    def process_response(self, connection: ServerConnection, _request: Request, response: Response) -> Response | None:
-        """Use the ticket up if this becomes a connection, unless somebody came in with it in between."""
-        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-            try:
-                self._tickets.use(self._verified[connection])
-            except InvalidTicket as error:
-                return _refusal("invalid_ticket", str(error))
-        return None
+    async def process_response(
+        self, connection: ServerConnection, _request: Request, response: Response
+    ) -> Response | None:
+        """Use the ticket up if this becomes a connection; whoever came first with it gets in."""
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            return None
+        ticket = self._verified[connection]
+        try:
+            is_first = await self._use_ticket(ticket.id, until=ticket.until)
+        except StoreError as error:
+            log.error("store_failed", error=str(error))  # noqa: TRY400 - no bug, no traceback
+            return _refusal("unavailable")
+        return None if is_first else _refusal("invalid_ticket", "was used before: jti")
 
     @staticmethod
     def select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -1,7 +1,6 @@
 """Tickets: what a controller signs so that somebody may connect, once."""
 
 import contextlib
-import heapq
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,18 +68,18 @@ class Ticket:
 
     Attributes:
         id: Its `jti`.
-        expires_at: Its `exp`.
+        until: When it lets nobody in any more, whoever's clock is wrong; seconds since the epoch.
     """
 
     participant: Participant
     room: RoomId
     id: str
-    expires_at: float
+    until: float
 
 
 class Tickets:
     """
-    Checks tickets, and remembers those that were used for as long as they would be valid.
+    Checks tickets; that each is used once is up to whoever lets somebody in.
 
     Args:
         key: A secret of 32 bytes or more for HS256, else a public key in PEM or the URL of a key set.
@@ -99,8 +98,6 @@ class Tickets:
         self._algorithm = algorithm
         self._clock = clock
         self._signatures = jwt.PyJWS()
-        self._used: set[str] = set()
-        self._forget: list[tuple[float, str]] = []
 
     def start(self) -> None:
         """Begin to fetch the key set, if there is one."""
@@ -124,10 +121,10 @@ class Tickets:
 
     def verify(self, text: str) -> Ticket:
         """
-        Check a ticket without using it up.
+        Check a ticket, which does not use it up.
 
         Raises:
-            InvalidTicket: It lets nobody in, or was used before.
+            InvalidTicket: It lets nobody in.
         """
         claims = self._claims(text)
         now = self._clock()
@@ -145,26 +142,7 @@ class Tickets:
             )
         except InvalidParticipant as error:
             raise InvalidTicket("gives a role that their kind cannot have: role, kind") from error
-        ticket = Ticket(participant, claims.room, claims.jti, claims.exp)
-        self._check_unused(ticket, now)
-        return ticket
-
-    def use(self, ticket: Ticket) -> None:
-        """
-        Use a verified ticket up.
-
-        Raises:
-            InvalidTicket: It was used before.
-        """
-        self._check_unused(ticket, self._clock())
-        self._used.add(ticket.id)
-        heapq.heappush(self._forget, (ticket.expires_at + LEEWAY_S, ticket.id))
-
-    def _check_unused(self, ticket: Ticket, now: float) -> None:
-        while self._forget and self._forget[0][0] < now:
-            self._used.discard(heapq.heappop(self._forget)[1])
-        if ticket.id in self._used:
-            raise InvalidTicket("was used before: jti")
+        return Ticket(participant, claims.room, claims.jti, claims.exp + LEEWAY_S)
 
     def _claims(self, text: str) -> _Claims:
         key = self._key.find(self._key_id(text)) if isinstance(self._key, KeySet) else self._key

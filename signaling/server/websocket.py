@@ -61,7 +61,10 @@ class WebSocketServer:
         self._module = module
         self._tickets = Tickets(settings.moderation_ticket_key, settings.moderation_ticket_algorithm)
         self._handshake = Handshake(
-            self._tickets, Origins(settings.moderation_allowed_origins, self._address.host), module.is_banned
+            self._tickets,
+            Origins(settings.moderation_allowed_origins, self._address.host),
+            module.is_banned,
+            module.use_ticket,
         )
         self._rate_per_s = settings.moderation_rate_per_s
         self._burst = settings.moderation_rate_burst

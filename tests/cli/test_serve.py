@@ -21,7 +21,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import WAYS_OUT, require
 from signaling.server import make_ticket
 from signaling.stores.sqlite import SQLiteStore
-from signaling.testing.client import SignalingClient
+from signaling.testing.client import SignalingClient, SignalingRefused
 
 SECRET = "a secret of at least thirty-two bytes"
 NAMES = {"alice": "Alice Liddell", "bob": "Robert Tables", "eve": "Evelyn Listener"}
@@ -101,6 +101,26 @@ async def test_the_ready_line_has_all_addresses_and_a_signal_ends_it_with_0(
             assert await alice.closed() == 1012
     assert (status, out) == (0, "")
     assert [json.loads(line)["event"] for line in err.splitlines()] == ["participant_joined"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_used_ticket_lets_nobody_in_after_a_restart(
+    environment: Callable[..., None], tmp_path: Path, number: signal.Signals
+) -> None:
+    environment(
+        MODERATION_STORE_URL=f"sqlite:///{tmp_path}/meetings.sqlite",
+        LIVEKIT_URL="ws://127.0.0.1:9",
+        LIVEKIT_API_KEY="key",
+        LIVEKIT_API_SECRET=SECRET,
+    )
+    used = ticket("alice", Role.MODERATOR)
+    async with serving() as server, server.client(used):
+        await server.end(number)
+    async with serving() as server:
+        with pytest.raises(SignalingRefused) as refused:
+            async with server.client(used):
+                pass
+        assert refused.value.error == "invalid_ticket"
 
 
 async def test_logs_hold_no_secrets_tokens_tickets_or_display_names(environment: Callable[..., None]) -> None:

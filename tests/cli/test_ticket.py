@@ -48,8 +48,7 @@ def test_everything_else_may_be_said(ticket: Callable[..., str]) -> None:
 
 def test_two_tickets_are_two(ticket: Callable[..., str]) -> None:
     tickets = Tickets(SECRET, "HS256")
-    for _ in range(2):
-        tickets.use(tickets.verify(ticket()))
+    assert tickets.verify(ticket()).id != tickets.verify(ticket()).id
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "ES256"])

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -9,9 +10,11 @@ import structlog
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from signaling import Role
+from signaling import Role, StoreError
 from signaling.server.handshake import Origins
 from signaling.settings import HostPort
+from signaling.stores.memory import MemoryStore
+from signaling.stores.sqlite import SQLiteStore
 from signaling.testing.client import SUBPROTOCOL
 from tests.meeting_on_fake import until
 from tests.server.hosting import PING, Hosted, ask, hosted
@@ -91,6 +94,42 @@ async def test_a_ticket_works_once(door: Hosted) -> None:
     async with door.dial(SUBPROTOCOL, f"ticket#{ticket}"):
         assert await door.refusal(door.dial(SUBPROTOCOL, f"ticket#{ticket}")) == (401, "invalid_ticket")
         assert await door.refusal(door.dial(bearer=ticket)) == (401, "invalid_ticket")
+
+
+async def test_a_ticket_works_once_whatever_is_restarted(tmp_path: Path) -> None:
+    path = tmp_path / "meetings.sqlite"
+    async with hosted(store=SQLiteStore(path)) as door:
+        ticket, other = door.ticket(), door.ticket()
+        assert await door.refusal(door.dial(bearer=ticket)) == (101, "connected")
+    async with hosted(store=SQLiteStore(path)) as door:
+        assert await door.refusal(door.dial(bearer=ticket)) == (401, "invalid_ticket")
+        assert await door.refusal(door.dial(bearer=other)) == (101, "connected")
+
+
+async def test_a_ticket_works_once_whichever_server_it_is_shown_to() -> None:
+    store = MemoryStore()
+    async with hosted(store=store) as door, hosted(store=store) as another:
+        ticket = door.ticket()
+        dialled = [each.refusal(each.dial(bearer=ticket)) for _ in range(3) for each in (door, another)]
+        answers = await asyncio.gather(*dialled)
+    assert sorted(answers) == [(101, "connected"), *[(401, "invalid_ticket")] * 5]
+
+
+async def test_nobody_gets_in_while_the_store_cannot_say_who_was_first(
+    door: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> bool:
+        raise StoreError("the disk is full")
+
+    used, unused = door.ticket(), door.ticket()
+    assert await door.refusal(door.dial(bearer=used)) == (101, "connected")
+    with monkeypatch.context() as patched, structlog.testing.capture_logs() as logged:
+        patched.setattr(MemoryStore, "keep_once", fail)
+        for ticket in (used, unused):
+            assert await door.refusal(door.dial(bearer=ticket)) == (503, "unavailable")
+    assert [line["error"] for line in logged if line["event"] == "store_failed"] == ["the disk is full"] * 2
+    assert await door.refusal(door.dial(bearer=used)) == (401, "invalid_ticket")
+    assert await door.refusal(door.dial(bearer=unused)) == (101, "connected")
 
 
 async def test_of_two_who_come_at_once_with_a_ticket_one_gets_in(door: Hosted) -> None:

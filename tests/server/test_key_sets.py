@@ -778,12 +778,13 @@ async def test_stopping_waits_for_no_set(publisher: Publisher) -> None:
 
 async def test_a_ticket_that_was_used_in_between_is_refused() -> None:
     tickets = Tickets(OLD.public, "ES256")
-    handshake = Handshake(tickets, Origins(None, "127.0.0.1"), AsyncMock(return_value=False))
+    use_ticket = AsyncMock(side_effect=[True, False])
+    handshake = Handshake(tickets, Origins(None, "127.0.0.1"), AsyncMock(return_value=False), use_ticket)
     request = Request(PATH, Headers({"Authorization": f"Bearer {ticket(OLD)}"}))
     both = [Mock(**{"transport.is_closing.return_value": False}) for _ in range(2)]
     for connection in both:
         assert await handshake.process_request(connection, request) is None
-    answers = [handshake.process_response(each, request, Response(101, "", Headers())) for each in both]
+    answers = [await handshake.process_response(each, request, Response(101, "", Headers())) for each in both]
     assert answers[0] is None
     assert answers[1] is not None
     assert (answers[1].status_code, answers[1].body) == (401, b'{"error": "invalid_ticket"}')
