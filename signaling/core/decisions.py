@@ -426,7 +426,7 @@ def _mute(
         exempt = frozenset(
             who for who in state.members if who in spared or state.is_moderator(who) or not obeys_room(who, state)
         )
-        targets = (strangers | state.members.keys()) - exempt - spared
+        targets = strangers.union(state.members) - exempt - spared
     is_held = command.hold_s is not None
     return replace(
         action,

@@ -70,7 +70,8 @@ class _Format(Generic[_Kept]):
         self._adapter: TypeAdapter[_Kept] = TypeAdapter(_kept_dataclass(kept, {"format": FORMAT}))
 
     def dump(self, value: _Kept) -> bytes:
-        return self._adapter.dump_json(value)
+        # What is not of its type could perhaps not be read again: that is a bug, and not only a warning.
+        return self._adapter.dump_json(value, warnings="error")
 
     def load(self, data: bytes) -> _Kept:
         try:

@@ -1,5 +1,6 @@
 """Records and audit entries as they are kept."""
 
+import itertools
 import json
 import timeit
 from dataclasses import dataclass, replace
@@ -8,13 +9,44 @@ from typing import Any, get_args
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic_core import PydanticSerializationError
 
-from signaling.core.decisions import Decision
-from signaling.core.effects import Effect
+from signaling.core.commands import (
+    AnyCommand,
+    Bypass,
+    ChangeRole,
+    Depart,
+    DepartUnlessBack,
+    End,
+    Enter,
+    Expire,
+    Extend,
+    LoseConnections,
+    Move,
+    NoteRoomDeleted,
+    NoteUnmutedAgain,
+)
+from signaling.core.conclusions import conclude
+from signaling.core.decisions import Decision, decide
+from signaling.core.effects import Effect, Finding, Mute, Stop
 from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import Block, BlockCause, Change, Ended, Granted, MeetingState, Member, Revoked, Setting
+from signaling.core.state import (
+    Banned,
+    Block,
+    BlockCause,
+    Change,
+    Ended,
+    Granted,
+    MeetingState,
+    Member,
+    PresenterSet,
+    Revoked,
+    Setting,
+    apply,
+)
 from signaling.errors import StoreError
-from signaling.identifiers import CommandId, ParticipantId, RoomId
+from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, TrackSid
+from signaling.messages import control, livekit, moderation
 from signaling.messages.moderation import Outcome
 from signaling.stores.contract import AuditEntry, Record
 from signaling.stores.serialization import (
@@ -24,7 +56,8 @@ from signaling.stores.serialization import (
     load_audit_entry,
     load_record,
 )
-from tests.core.meetings import ALICE, BOARD, BOB, CAROL, MEETING
+from tests.core.meetings import ALICE, AT, BOARD, BOB, CAROL, DAVE, MAIN, MEETING, somebody
+from tests.core.test_rules import MEETINGS, STRANGER
 
 # JSON has no other numbers, and all of ours are times.
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
@@ -74,6 +107,81 @@ def test_every_effect_comes_back(effect: type[Effect]) -> None:
 @given(st.builds(Record, revision=st.integers(0, 2**62), state=..., staged=...))
 def test_every_record_comes_back(record: Record) -> None:
     assert load_record(dump_record(record)) == record
+
+
+DECIDED: list[AnyCommand] = [
+    Enter(somebody(DAVE)),
+    Extend(BOB),
+    Depart(BOB),
+    DepartUnlessBack(BOB, AT),
+    LoseConnections(frozenset({BOB}), AT + 10),
+    Move(BOB, BreakoutId("red")),
+    ChangeRole(BOB, Role.MODERATOR),
+    End(),
+    NoteRoomDeleted(MAIN),
+    Expire(AT),
+    Bypass(BOB, Source.CAMERA, TrackSid("TR_1"), "audio"),
+    NoteUnmutedAgain(frozenset({BOB})),
+    livekit.ForceMute(participants=(BOB, STRANGER)),
+    livekit.GrantScreenSharePermission(participants=(BOB, STRANGER)),
+    livekit.RevokeScreenSharePermission(participants=(BOB, STRANGER)),
+    livekit.EnableMicrophoneRestrictions(unrestricted_participants=(BOB,)),
+    livekit.DisableMicrophoneRestrictions(),
+    livekit.RequestPopoutStreamAccessToken(),
+    control.GrantModeratorRole(target=BOB),
+    control.RevokeModeratorRole(target=BOB),
+    control.RaiseHand(),
+    control.LowerHand(),
+    moderation.Mute(participants=(BOB, STRANGER)),
+    moderation.Mute(everyone_except=(BOB,)),
+    moderation.Mute(everyone_except=(), hold_s=5),
+    moderation.Restrict(source="microphone", allowed=(BOB,), expires_in_s=5),
+    moderation.Unrestrict(source="camera"),
+    moderation.Disallow(source="camera", participants=(BOB, STRANGER)),
+    moderation.Allow(source="camera", participants=(BOB, STRANGER)),
+    moderation.Stop(source="screen_share", participants=(BOB, STRANGER)),
+    moderation.SetPresenter(participant=BOB),
+    moderation.SetPresenter(),
+    moderation.AskToUnmute(participants=(BOB, STRANGER)),
+    moderation.AnswerUnmuteRequest(request_id="c-1", accept=True),
+    moderation.Kick(participants=(BOB, STRANGER), ban=True),
+    moderation.Unban(participants=(CAROL,)),
+    moderation.Undo(command_id="c-1"),
+]
+
+
+SEEN = {Mute: Finding.MUTED, Stop: Finding.STOPPED}
+
+
+@pytest.mark.parametrize("command", DECIDED, ids=repr)
+@pytest.mark.parametrize("strangers", [frozenset[ParticipantId](), frozenset({STRANGER})], ids=["", "a stranger"])
+def test_whatever_is_decided_and_comes_of_it_comes_back(
+    command: AnyCommand, strangers: frozenset[ParticipantId]
+) -> None:
+    busy = apply(MEETING, (Banned(frozenset({CAROL})), PresenterSet(BOB)))
+    for state, sender in itertools.product((MEETING, busy), (CONTROLLER, ALICE, BOB)):
+        decision = decide(state, sender, command, now=AT, command_id=CommandId("c"), strangers=strangers)
+        if not isinstance(decision, Decision):
+            continue
+        finding = SEEN.get(type(decision.effect), Finding.CHANGED)
+        for record in (Record(1, state, decision), Record(2, conclude(state, decision, {BOB: finding}).state)):
+            assert load_record(dump_record(record)) == record
+
+
+def test_every_command_is_among_them() -> None:
+    assert {type(command) for command in DECIDED} == set(get_args(AnyCommand))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(state=MEETINGS)
+def test_every_meeting_that_there_can_be_comes_back(state: MeetingState) -> None:
+    assert load_record(dump_record(Record(1, state))) == Record(1, state)
+
+
+def test_what_is_not_of_its_type_is_not_kept() -> None:
+    people: Any = {BOB}
+    with pytest.raises(PydanticSerializationError, match="Expected `frozenset"):
+        dump_record(Record(1, MEETING, replace(GRANTED, targets=people)))
 
 
 @settings(max_examples=50, deadline=None)
