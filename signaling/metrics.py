@@ -25,3 +25,9 @@ WEBHOOKS: Final = Counter("moderation_webhooks", "Webhooks from LiveKit, by what
 MEETINGS: Final = Gauge("moderation_meetings", "Meetings that this process looks after.")
 SESSIONS: Final = Gauge("moderation_sessions", "Participants joined through this process.")
 CONNECTIONS: Final = Gauge("moderation_connections", "Open WebSocket connections.")
+BAD_REQUESTS: Final = Counter(
+    "moderation_bad_requests", "Requests to the internal HTTP that are none, by what is wrong.", ["error"]
+)
+LOG_LINES_LEFT_OUT: Final = Counter(
+    "moderation_log_lines_left_out", "Lines that were not written to the log, by why.", ["cause"]
+)

@@ -33,6 +33,8 @@ def logging_is_as_before() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("signaling")
     before = root.handlers[:], root.level, ours.level
     yield
+    for handler in set(root.handlers) - set(before[0]):
+        handler.close()
     root.handlers[:], root.level, ours.level = before
     structlog.reset_defaults()
 

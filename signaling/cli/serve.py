@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -24,8 +25,12 @@ def add_serve_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from signaling.server.logs import configure_logging  # noqa: PLC0415 - the other commands need no server
+
     try:
-        asyncio.run(_serve(ServerSettings.load(arguments.config)))
+        settings = ServerSettings.load(arguments.config)
+        with contextlib.closing(configure_logging(settings.moderation_log_format, settings.moderation_log_level)):
+            asyncio.run(_serve(settings))
     except SignalingError as error:
         sys.stderr.write(f"{error}\n")
         return 2 if isinstance(error, ConfigurationError) else 1
@@ -33,10 +38,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(settings: ServerSettings) -> None:
-    from signaling.server import ModerationServer  # noqa: PLC0415 - the other commands need no server
-    from signaling.server.logs import configure_logging  # noqa: PLC0415
+    from signaling.server import ModerationServer  # noqa: PLC0415 - as above
 
-    configure_logging(settings.moderation_log_format, settings.moderation_log_level)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -64,9 +65,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(*arguments: str) -> AsyncIterator[Serving]:
+async def serving(*arguments: str, stderr: int = subprocess.PIPE) -> AsyncIterator[Serving]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "signaling", "serve", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *(sys.executable, "-m", "signaling", "serve", *arguments), stdout=subprocess.PIPE, stderr=stderr
     )
     try:
         assert process.stdout is not None
@@ -175,6 +176,27 @@ async def test_logs_hold_no_secrets_tokens_tickets_or_display_names(environment:
     assert events >= {"participant_joined", "command_applied", "command_refused", "connection_refused"}
     assert len([secret for secret in secrets if secret.startswith("eyJ")]) >= 7
     assert [secret for secret in secrets if secret in err] == []
+
+
+async def test_a_log_that_nobody_reads_holds_nothing_up(environment: Callable[..., None]) -> None:
+    environment(MODERATION_STORE_URL="memory:")
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 1_024)
+    os.set_blocking(writing, True)
+    try:
+        async with serving(stderr=writing) as server, aiohttp.ClientSession() as http, asyncio.timeout(LIMIT_S):
+            async with http.get(server.ready["signaling"].replace("ws", "http", 1)) as response:
+                assert response.status == 400
+            async with http.get(f"{server.ready['internal']}/healthz") as response:
+                assert response.status == 200
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.process.wait() == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def found(value: object, name: str) -> Iterator[object]:
