@@ -44,6 +44,15 @@ STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "origin": HTTPStatus.FORBIDDEN,
     "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
 }
+_MESSAGES: Final[dict[RefusalCode, str]] = {
+    "not_found": f"The WebSocket is at {PATH}.",
+    "missing_protocol": f"Offer the subprotocol {SUBPROTOCOL}, and a ticket.",
+    "invalid_protocol": f"None of the subprotocols offered is {SUBPROTOCOL}.",
+    "missing_ticket": f"Offer the subprotocol {TICKET_PREFIX}<ticket>, or send it as a bearer token.",
+    "invalid_ticket": "The ticket lets nobody in: it is not valid, or was used before.",
+    "banned": "A moderator has banned this participant from the meeting.",
+    "origin": "Pages of this origin may not connect.",
+}
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -166,13 +175,12 @@ def _ticket_of(headers: Headers) -> str:
     except InvalidHeader:
         # Not chained, and not left to the library: its message repeats the header.
         raise Refused("invalid_protocol") from None
-    protocols = {offer for offer in offers if not offer.startswith(TICKET_PREFIX)}
     tickets = {offer.removeprefix(TICKET_PREFIX) for offer in offers if offer.startswith(TICKET_PREFIX)}
     credentials = [value.partition(" ") for value in headers.get_all("Authorization")]
     bearers = {value.strip() for scheme, _, value in credentials if scheme.lower() == "bearer"}
-    if protocols and SUBPROTOCOL not in protocols:
+    if offers and SUBPROTOCOL not in offers:
         raise Refused("invalid_protocol")
-    if not protocols and not bearers:
+    if not offers and not bearers:
         raise Refused("missing_protocol")
     found = (tickets | bearers) - {""}
     if not found:
@@ -184,7 +192,7 @@ def _ticket_of(headers: Headers) -> str:
 
 def _refusal(code: RefusalCode, reason: str | None = None) -> Response:
     log.info("connection_refused", error=code, reason=reason)
-    body = json.dumps({"error": code}).encode()
+    body = json.dumps({"error": code, "code": code, "message": _MESSAGES[code]}).encode()
     headers = Headers(
         [
             ("Connection", "close"),

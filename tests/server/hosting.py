@@ -89,7 +89,9 @@ class Hosted:
             response = refused.response
         assert response.headers["Content-Type"] == "application/json"
         body = json.loads(response.body)
-        assert body.keys() == {"error"}
+        assert body.keys() == {"error", "code", "message"}
+        assert body["code"] == body["error"]
+        assert body["message"]
         return response.status_code, body["error"]
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import logging
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -65,9 +66,10 @@ async def test_what_is_refused_and_how(door: Hosted) -> None:
     good = f"ticket#{door.ticket()}"
     refused = [
         (door.dial(), (400, "missing_protocol")),
-        (door.dial(good), (400, "missing_protocol")),
+        (door.dial(good), (400, "invalid_protocol")),
         (door.dial(headers=[("Authorization", "Basic Ym9iOmJvYg==")]), (400, "missing_protocol")),
         (door.dial(OTHER), (400, "invalid_protocol")),
+        (door.dial(good, bearer=door.ticket()), (400, "invalid_protocol")),
         (door.dial(OTHER, good), (400, "invalid_protocol")),
         (door.dial(OTHER, bearer=door.ticket()), (400, "invalid_protocol")),
         (door.dial(SUBPROTOCOL.upper(), good), (400, "invalid_protocol")),
@@ -87,6 +89,48 @@ async def test_what_is_refused_and_how(door: Hosted) -> None:
         assert await door.refusal(connecting) == expected
     # None of these has used it up.
     assert await door.refusal(door.dial(SUBPROTOCOL, good)) == (101, "connected")
+
+
+@pytest.mark.parametrize(
+    ("offers", "status", "body"),
+    [
+        (
+            [],
+            400,
+            {
+                "error": "missing_protocol",
+                "code": "missing_protocol",
+                "message": "Offer the subprotocol opentalk-signaling-json-v1.0, and a ticket.",
+            },
+        ),
+        (
+            ["ticket#nonsense"],
+            400,
+            {
+                "error": "invalid_protocol",
+                "code": "invalid_protocol",
+                "message": "None of the subprotocols offered is opentalk-signaling-json-v1.0.",
+            },
+        ),
+        (
+            [SUBPROTOCOL, "ticket#nonsense"],
+            401,
+            {
+                "error": "invalid_ticket",
+                "code": "invalid_ticket",
+                "message": "The ticket lets nobody in: it is not valid, or was used before.",
+            },
+        ),
+    ],
+)
+async def test_a_refusal_says_it_for_programs_and_for_people(
+    door: Hosted, offers: list[str], status: int, body: dict[str, str]
+) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with door.dial(*offers):
+            pass
+    assert refused.value.response.status_code == status
+    assert json.loads(refused.value.response.body) == body
 
 
 async def test_a_ticket_works_once(door: Hosted) -> None:
@@ -165,7 +209,8 @@ async def test_neither_answers_nor_logs_repeat_a_ticket(door: Hosted, caplog: py
                 ):
                     pass
             assert refused.value.response.status_code == 400
-            assert refused.value.response.body == b'{"error": "invalid_protocol"}'
+            assert json.loads(refused.value.response.body)["error"] == "invalid_protocol"
+            assert ticket.encode() not in refused.value.response.body
         async with door.dial(SUBPROTOCOL, f"ticket#{ticket}"):
             pass
         await door.refusal(door.dial(SUBPROTOCOL, f"ticket#{ticket}"))

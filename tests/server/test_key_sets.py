@@ -787,4 +787,4 @@ async def test_a_ticket_that_was_used_in_between_is_refused() -> None:
     answers = [await handshake.process_response(each, request, Response(101, "", Headers())) for each in both]
     assert answers[0] is None
     assert answers[1] is not None
-    assert (answers[1].status_code, answers[1].body) == (401, b'{"error": "invalid_ticket"}')
+    assert (answers[1].status_code, json.loads(answers[1].body)["error"]) == (401, "invalid_ticket")
