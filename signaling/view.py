@@ -74,13 +74,17 @@ def join_success(
         view: What the joiner sees of the meeting, if they asked for the extension.
     """
     state = record.state
+    member = state.members[participant]
     return control.JoinSuccess(
         id=participant,
-        display_name=state.members[participant].display_name,
+        display_name=member.display_name,
         role=state.role_of(participant).value,
+        hand_is_up=member.hand_is_up,
+        hand_updated_at=_told_time(member.hand_updated_at),
         participants=tuple(entry for entry in attendance.entries(state) if entry.id != participant),
         livekit=data,
         livekit_moderation=view,
+        room_info=control.RoomInfo(id=state.room),
     )
 
 
@@ -133,7 +137,7 @@ def _state_view(state: MeetingState, reconciler: Reconciler, version: int) -> mo
             moderation.RestrictionView(
                 source=source.value,
                 allowed=tuple(state.listed.get(source, frozenset())),
-                expires_at=None if (ends := state.restricted_until.get(source)) is None else rfc3339(ends),
+                expires_at=_told_time(state.restricted_until.get(source)),
             )
             for source in ALL_SOURCES
             if source in state.restricted
@@ -187,8 +191,13 @@ def _participant_view(
             if track.source is not None
         ),
         hand_is_up=member.hand_is_up,
+        hand_updated_at=_told_time(member.hand_updated_at),
         settling=reconciler.is_settling(participant),
     )
+
+
+def _told_time(at: float | None) -> str | None:
+    return None if at is None else rfc3339(at)
 
 
 def audit_view(entry: AuditEntry) -> moderation.AuditView:

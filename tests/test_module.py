@@ -36,7 +36,9 @@ def sources(token: str) -> list[str]:
 async def test_join_data_is_flat_and_says_what_is_restricted(meeting: MeetingOnFake) -> None:
     alice = await meeting.join("alice", Role.MODERATOR)
     assert alice.session.join_data is not None
-    assert set(alice.session.join_data) == {"room", "token", "public_url", "microphone_restriction_state"}
+    assert set(alice.session.join_data) == {
+        *("room", "token", "public_url", "microphone_restriction_state", "credentials")
+    }
     assert alice.session.join_data["room"] == ROOM
     assert alice.session.join_data["microphone_restriction_state"] == {"type": "disabled"}
     await alice.send("enable_microphone_restrictions", unrestricted_participants=["dave", "bob"])

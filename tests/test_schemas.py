@@ -585,7 +585,7 @@ async def test_every_frame_of_a_real_server_is_valid(host: Hosted) -> None:
             assert objections(schemas.SERVER_FRAME, frame) == [], frame
             assert objections(kind_of(frame).replace(".", "/", 1) + ".json", frame["payload"]) == [], frame
     in_meeting = {"livekit.credentials.event", "livekit.popout_stream_access_token.event", "echo.pong.event"}
-    assert of_bob >= in_meeting | {"control.join_success.event", "livekit.error.event", "control.update.event"}
+    assert of_bob >= in_meeting | {"control.join_success.event", "livekit.error.event", "control.hand_raised.event"}
     assert RESULT not in of_carol
     moderating = {
         "livekit.microphone_restrictions_disabled.event",

@@ -44,6 +44,7 @@ VIEWS = st.builds(
             may_publish=st.lists(SOURCES, max_size=2).map(tuple),
             publishing=st.just(()),
             hand_is_up=st.booleans(),
+            hand_updated_at=TIMES,
             settling=st.booleans(),
         ),
         unique_by=lambda person: person.participant,

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 import signaling
 from signaling import messages
 from signaling.identifiers import CONTROLLER, ParticipantId
-from signaling.messages import control, echo, livekit, moderation
-from signaling.messages.base import Command, Event, Message, Namespace, rfc3339
+from signaling.messages import control, echo, livekit, moderation, removal
+from signaling.messages.base import Command, Event, Message, Namespace, ServerNamespace, rfc3339
 from signaling.messages.envelope import MAX_FRAME_BYTES, MAX_TRANSACTION_ID, MAX_TRANSACTION_ID_LENGTH
 from signaling.messages.json_schema import NAMED, TIMESTAMP, TOLD, Json, SchemaGenerator
 from signaling.server.handshake import PATH, STATUS, SUBPROTOCOL, TICKET_PREFIX
@@ -18,6 +18,8 @@ from signaling.server.handshake import PATH, STATUS, SUBPROTOCOL, TICKET_PREFIX
 CLIENT_FRAME: Final = "client_frame.json"
 SERVER_FRAME: Final = "server_frame.json"
 ASYNCAPI: Final = "asyncapi.yaml"
+
+AnyNamespace = Namespace | ServerNamespace
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _KEYWORDS: Final = (
@@ -59,11 +61,22 @@ _TOKEN: Final = "eyJhbGciOiJIUzI1NiJ9.eyJ2aWRlbyI6e319.c2lnbmF0dXJl"  # noqa: S1
 _COMMAND_ID: Final = "7f0c2b5d4e6a48c19a3b8d7e6f5a4c3b"
 _REQUEST_ID: Final = "2c9a51d08b7e4f63a0d4e8f1b6c37295-1"
 _ALICE_DATA: Final = control.ControlData(
-    display_name="Alice", role="moderator", participation_kind="user", hand_is_up=False, joined_at=rfc3339(_AT - 60)
+    display_name="Alice",
+    role="moderator",
+    participation_kind="user",
+    hand_is_up=False,
+    hand_updated_at=rfc3339(_AT - 60),
+    joined_at=rfc3339(_AT - 60),
 )
 _BOB_DATA: Final = control.ControlData(
-    display_name="Bob", role="user", participation_kind="user", hand_is_up=True, joined_at=rfc3339(_AT - 30)
+    display_name="Bob",
+    role="user",
+    participation_kind="user",
+    hand_is_up=True,
+    hand_updated_at=rfc3339(_AT - 10),
+    joined_at=rfc3339(_AT - 30),
 )
+_ROOM_INFO: Final = control.RoomInfo(id="9d2b1c7e-standup")
 _JOIN_DATA: Final = livekit.JoinData(
     room="9d2b1c7e-standup",
     token=_TOKEN,
@@ -102,6 +115,7 @@ _STATE: Final = moderation.StateView(
             may_publish=("camera", "microphone", "screen_share", "screen_share_audio"),
             publishing=(moderation.TrackView(source="microphone", track_sid="TR_AMbqL3kEdYVrsW", muted=False),),
             hand_is_up=True,
+            hand_updated_at=rfc3339(_AT - 10),
             settling=False,
         ),
     ),
@@ -119,14 +133,18 @@ EXAMPLES: Final[tuple[Message, ...]] = (
         id=ALICE,
         display_name="Alice",
         role="moderator",
+        hand_is_up=False,
         participants=(control.ParticipantEntry(id=BOB, control=_BOB_DATA),),
         livekit=_JOIN_DATA,
         livekit_moderation=_STATE,
+        room_info=_ROOM_INFO,
     ),
     control.JoinSuccess(
         id=BOB,
         display_name="Bob",
         role="user",
+        hand_is_up=True,
+        hand_updated_at=rfc3339(_AT - 10),
         participants=(control.ParticipantEntry(id=ALICE, control=_ALICE_DATA),),
         livekit=livekit.JoinData(
             room="9d2b1c7e-standup:red",
@@ -135,12 +153,20 @@ EXAMPLES: Final[tuple[Message, ...]] = (
             microphone_restriction_state=livekit.MicrophoneRestrictionsOff(),
         ),
         livekit_moderation=moderation.MayPublish(may_publish=("camera", "microphone")),
+        room_info=_ROOM_INFO,
     ),
-    control.JoinSuccess(id=BOB, display_name="Bob", role="user", participants=()),
+    control.JoinSuccess(
+        id=BOB, display_name="Bob", role="user", hand_is_up=False, participants=(), room_info=_ROOM_INFO
+    ),
     control.Joined(id=ALICE, control=_ALICE_DATA),
     control.Update(id=BOB, control=_BOB_DATA),
     control.Left(id=BOB, reason="timeout"),
+    control.HandRaised(),
+    control.HandLowered(),
     control.RoleUpdated(new_role="moderator"),
+    control.ModeratorRoleGranted(target=BOB),
+    control.ModeratorRoleRevoked(target=BOB),
+    control.RoomDeleted(),
     control.ControlError(error="not_yet_joined"),
     control.ControlError(error="invalid_command", detail="target: is required"),
     echo.Ping(),
@@ -233,6 +259,8 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     moderation.BypassStopped(participant=BOB, track_sid="TR_VCmbqL3kEdYVrs", declared="camera", media="audio"),
     moderation.UnmutedAgain(participant=BOB),
     moderation.UnknownParticipant(identity="EG_hJ4mTz9qWx"),
+    removal.Kicked(),
+    removal.Banned(),
 )
 """One of each message at least."""
 
@@ -252,10 +280,10 @@ _OF_MICROPHONES: Final[_Kinds] = (
 )
 REPLIES: Final[Mapping[type[Command], _Kinds]] = {
     control.Join: (control.JoinSuccess, control.ControlError),
-    control.RaiseHand: (control.Update, *_OF_CONTROL),
-    control.LowerHand: (control.Update, *_OF_CONTROL),
-    control.GrantModeratorRole: _OF_ROLES,
-    control.RevokeModeratorRole: (control.RoleUpdated, *_OF_ROLES),
+    control.RaiseHand: (control.HandRaised, *_OF_CONTROL),
+    control.LowerHand: (control.HandLowered, control.Update, *_OF_CONTROL),
+    control.GrantModeratorRole: (control.ModeratorRoleGranted, *_OF_ROLES),
+    control.RevokeModeratorRole: (control.RoleUpdated, control.ModeratorRoleRevoked, *_OF_ROLES),
     echo.Ping: (echo.Pong, echo.EchoError),
     livekit.CreateNewAccessToken: (livekit.Credentials, *_OF_LIVEKIT),
     livekit.ForceMute: (livekit.ForceMuted, moderation.Muted, *_OF_ACTIONS, *_OF_LIVEKIT),
@@ -294,7 +322,7 @@ def commands() -> Iterator[tuple[Namespace, type[Command]]]:
             yield namespace, by_name[action]
 
 
-def events() -> Iterator[tuple[Namespace, type[Event]]]:
+def events() -> Iterator[tuple[AnyNamespace, type[Event]]]:
     """All events, in the order of their namespaces and names."""
     ours = (kind for kind in _below(Event) if kind.__module__.startswith(f"{messages.__name__}."))
     found = [kind for kind in ours if "message" in kind.__annotations__]
@@ -307,7 +335,7 @@ def tag(kind: type[Message]) -> str:
     return name
 
 
-def path(namespace: Namespace, kind: type[Message]) -> str:
+def path(namespace: AnyNamespace, kind: type[Message]) -> str:
     """The file of a message's schema, which is also its `$id`."""
     return f"{namespace.value}/{tag(kind)}.{'command' if issubclass(kind, Command) else 'event'}.json"
 
@@ -338,7 +366,7 @@ _TRANSACTION_ID: Final[Json] = {
 _SHARED: Final[Mapping[str, tuple[Json, ...]]] = {"ParticipantId": (NAMED, TOLD), "Timestamp": (TIMESTAMP,)}
 
 
-def message_schema(namespace: Namespace, kind: type[Message]) -> Json:
+def message_schema(namespace: AnyNamespace, kind: type[Message]) -> Json:
     """The schema of a message's payload; complete in itself."""
     mode: Literal["validation", "serialization"] = "validation" if issubclass(kind, Command) else "serialization"
     described = kind.model_json_schema(schema_generator=SchemaGenerator, mode=mode)
@@ -373,13 +401,13 @@ def server_frame_schema() -> Json:
     )
 
 
-def client_frame(namespace: Namespace, payload: Json, transaction_id: int | None = None) -> Json:
+def client_frame(namespace: AnyNamespace, payload: Json, transaction_id: int | None = None) -> Json:
     """A command in its envelope."""
     frame = {"namespace": namespace.value, "payload": payload}
     return frame if transaction_id is None else {**frame, "transaction_id": transaction_id}
 
 
-def server_frame(namespace: Namespace, payload: Json, transaction_id: int | None = None) -> Json:
+def server_frame(namespace: AnyNamespace, payload: Json, transaction_id: int | None = None) -> Json:
     """An event in its envelope."""
     frame = {"namespace": namespace.value, "timestamp": rfc3339(_AT), "payload": payload}
     return frame if transaction_id is None else {**frame, "transaction_id": transaction_id}
@@ -390,9 +418,9 @@ def _frame_schema(
     title: str,
     description: str,
     more: Json,
-    kinds: Sequence[tuple[Namespace, type[Message]]],
+    kinds: Sequence[tuple[AnyNamespace, type[Message]]],
 ) -> Json:
-    by_namespace: dict[Namespace, list[type[Message]]] = {}
+    by_namespace: dict[AnyNamespace, list[type[Message]]] = {}
     for namespace, kind in kinds:
         by_namespace.setdefault(namespace, []).append(kind)
     frame = server_frame if more else client_frame
@@ -430,7 +458,7 @@ def _frame_schema(
     return schema
 
 
-def _chosen(kinds: Sequence[tuple[Namespace, type[Message]]]) -> Iterator[tuple[bool, Namespace, type[Message]]]:
+def _chosen(kinds: Sequence[tuple[AnyNamespace, type[Message]]]) -> Iterator[tuple[bool, AnyNamespace, type[Message]]]:
     """A few that show an envelope with and without `transaction_id`."""
     for namespace, kind in kinds:
         if kind in {livekit.ForceMute, livekit.ForceMuted}:
@@ -485,23 +513,26 @@ _HANDSHAKE: Final = f"""\
 - otherwise: `Authorization: Bearer <ticket>`
 
 A ticket is a JWT made by the controller, lives a minute and is used once. Refusals are HTTP responses with
-`{{"error": code}}`: {", ".join(f"{status.value} `{code}`" for code, status in STATUS.items())}.
+`{{"error": code, "code": code, "message": text}}`:
+{", ".join(f"{status.value} `{code}`" for code, status in STATUS.items())}.
 
 The first command is `control/join`. The server closes with 1007 after what is not UTF-8, with 1008 when the client has
-not joined in time, with 1009 after a frame that is too large, and with 1000 when the meeting has ended or the same
-participant has connected again; 1001, 1012 and 1013 tell a client to come back. A client that closes with 1000 leaves.
+not joined in time, with 1009 after a frame that is too large, and with 1000 when the same participant has connected
+again, or after `control/room_deleted`, `moderation/kicked` or `moderation/banned`; 1001, 1012 and 1013 tell a client to
+come back. A client that closes with 1000, or without a code, leaves.
 """
-_NAMESPACES: Final[Mapping[Namespace, str]] = {
+_NAMESPACES: Final[Mapping[AnyNamespace, str]] = {
     Namespace.CONTROL: "Joining, leaving, roles and raised hands.",
     Namespace.ECHO: "A sign of life for clients.",
     Namespace.LIVEKIT: "What OpenTalk's LiveKit signaling module has, field for field.",
     Namespace.MODERATION: "Only for connections that joined with the extension `livekit_moderation`, or have used it.",
+    ServerNamespace.REMOVAL: "What known clients are told before they are closed. Nothing is sent in it by clients.",
 }
 
 
 def asyncapi() -> Json:
     """The AsyncAPI document."""
-    kinds: list[tuple[Namespace, type[Message]]] = [*commands(), *events()]
+    kinds: list[tuple[AnyNamespace, type[Message]]] = [*commands(), *events()]
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -601,7 +632,7 @@ def _receiving(namespace: Namespace, kind: type[Command]) -> Json:
     }
 
 
-def _sending(namespace: Namespace, kind: type[Event]) -> Json:
+def _sending(namespace: AnyNamespace, kind: type[Event]) -> Json:
     return {
         "action": "send",
         "channel": _reference(_CHANNEL),
@@ -610,7 +641,7 @@ def _sending(namespace: Namespace, kind: type[Event]) -> Json:
     }
 
 
-def _message(namespace: Namespace, kind: type[Message]) -> Json:
+def _message(namespace: AnyNamespace, kind: type[Message]) -> Json:
     is_command = issubclass(kind, Command)
     envelope = CLIENT_FRAME if is_command else SERVER_FRAME
     timestamp = {} if is_command else {"timestamp": _reference(f"./{envelope}#/$defs/Timestamp")}
@@ -635,11 +666,11 @@ def _message(namespace: Namespace, kind: type[Message]) -> Json:
     }
 
 
-def _name(namespace: Namespace, kind: type[Message]) -> str:
+def _name(namespace: AnyNamespace, kind: type[Message]) -> str:
     return path(namespace, kind).removesuffix(".json").replace("/", ".")
 
 
-def _in_channel(namespace: Namespace, kind: type[Message]) -> Json:
+def _in_channel(namespace: AnyNamespace, kind: type[Message]) -> Json:
     return _reference(f"{_CHANNEL}/messages/{_name(namespace, kind)}")
 
 

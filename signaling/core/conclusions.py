@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from signaling.core.decisions import Decision
 from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Stop
-from signaling.core.participants import SCREEN_SOURCES, SERVICES, Source
+from signaling.core.participants import SCREEN_SOURCES, SERVICES, Role, Source
 from signaling.core.policy import is_blocked, obeys_room, publishable
 from signaling.core.state import (
     ASK_AGAIN_S,
@@ -32,7 +32,7 @@ from signaling.core.state import (
     Unrestricted,
     apply,
 )
-from signaling.identifiers import CommandId, ParticipantId
+from signaling.identifiers import CONTROLLER, CommandId, ParticipantId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event, in_order, rfc3339
 
@@ -270,15 +270,25 @@ def _announce(
                 yield Announcement(Only(frozenset({participant})), kicked)
             if _is_seen(before, participant):
                 yield Announcement(Everyone(frozenset({participant})), control.Left(id=participant, reason=reason))
-        case HandSet(participant, _):
-            if _is_seen(after, participant):
-                yield Announcement(Everyone(), _update(after, participant))
-        case RoleGiven(participant):
+        case HandSet(participant, up):
+            if participant in after.members:
+                target = frozenset({participant})
+                yield Announcement(Only(target), control.HandRaised() if up else control.HandLowered())
+                if _is_seen(after, participant):
+                    was_so = before.members.get(participant) == after.members[participant]
+                    # Whoever lowers a hand that is down is answered all the same.
+                    others = Only(frozenset({decision.sender}) - target) if was_so else Everyone(target)
+                    yield Announcement(others, _update(after, participant))
+        case RoleGiven(participant, role):
             if participant in after.members:
                 target = frozenset({participant})
                 # The role that holds: they may have come back meanwhile as somebody who cannot be a moderator.
                 role_updated = control.RoleUpdated(new_role=after.role_of(participant).value)
                 yield Announcement(Only(target), role_updated)
+                if decision.sender != CONTROLLER:
+                    gives = role is Role.MODERATOR
+                    told = control.ModeratorRoleGranted if gives else control.ModeratorRoleRevoked
+                    yield Announcement(Only(frozenset({decision.sender})), told(target=participant))
                 if _is_seen(after, participant):
                     yield Announcement(Everyone(target), _update(after, participant))
         case Granted(participants, Source.SCREEN_SHARE) | Revoked(participants, Source.SCREEN_SHARE):
@@ -346,6 +356,7 @@ def control_data(state: MeetingState, participant: ParticipantId) -> control.Con
         role=state.role_of(participant).value,
         participation_kind=member.kind.value,
         hand_is_up=member.hand_is_up,
+        hand_updated_at=rfc3339(member.joined_at if member.hand_updated_at is None else member.hand_updated_at),
         joined_at=rfc3339(member.joined_at),
     )
 

@@ -270,6 +270,7 @@ def _enter(state: MeetingState, participant: Participant, now: float, *, knows_m
             display_name=participant.display_name,
             breakout=participant.breakout,
             hand_is_up=before is not None and before.hand_is_up,
+            hand_updated_at=None if before is None else before.hand_updated_at,
             knows_moderation=knows_moderation,
         ),
     )
@@ -290,9 +291,7 @@ def _decide_for_member(
             number = state.popouts.get(sender, Popouts()).issued + 1
             change: Change = PopoutIssued(sender, number, Popout(popout_identity(sender, number), room))
         case control.RaiseHand():
-            if state.members[sender].hand_is_up:
-                return Refusal("nothing_to_do")
-            change = HandSet(sender, up=True)
+            change = HandSet(sender, up=True, at=now)
         case _:
             assert_never(command)
     return Decision(command_id, command.action, sender, now, (change,), holds=True)
@@ -306,9 +305,7 @@ def _lower_hand(
         return Refusal("insufficient_permissions")
     if target not in state.members:
         return _UNKNOWN_TARGET
-    if not state.members[target].hand_is_up:
-        return Refusal("nothing_to_do")
-    return Decision(command_id, command.action, sender, now, (HandSet(target, up=False),), holds=True)
+    return Decision(command_id, command.action, sender, now, (HandSet(target, up=False, at=now),), holds=True)
 
 
 def _answer(

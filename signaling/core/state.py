@@ -40,6 +40,7 @@ class Member:
     Attributes:
         role: What the host let them in with; `MeetingState.role_of` says what holds.
         joined_at: Seconds since the epoch.
+        hand_updated_at: When the hand last went up or down, in seconds since the epoch; `None` if it never did.
         returns_until: When their place is given up, in seconds since the epoch; `None` while connected.
         knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
     """
@@ -52,6 +53,7 @@ class Member:
     hand_is_up: bool = False
     returns_until: float | None = None
     knows_moderation: bool = True
+    hand_updated_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +309,11 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class HandSet:
-    """A hand went up or down."""
+    """A hand went up or down, if it was not so already."""
 
     participant: ParticipantId
     up: bool
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,8 +541,8 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             return replace(state, members={**state.members, **lost})
         case Moved(participant, breakout):
             return _move(state, participant, breakout)
-        case HandSet(participant, up):
-            return _change_member(state, participant, lambda member: replace(member, hand_is_up=up))
+        case HandSet(participant, up, at):
+            return _change_member(state, participant, lambda member: _set_hand(member, at, up=up))
         case Extended(participant):
             return _change_member(state, participant, lambda member: replace(member, knows_moderation=True))
         case RoleGiven(participant, role):
@@ -645,6 +648,10 @@ def _change_member(state: MeetingState, participant: ParticipantId, change: Call
     if member is None:
         return state
     return replace(state, members={**state.members, participant: change(member)})
+
+
+def _set_hand(member: Member, at: float, *, up: bool) -> Member:
+    return member if member.hand_is_up is up else replace(member, hand_is_up=up, hand_updated_at=at)
 
 
 def _depart(state: MeetingState, participant: ParticipantId, at: float, *, is_removed: bool) -> MeetingState:

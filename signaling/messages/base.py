@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     Strict,
     ValidationError,
+    WithJsonSchema,
 )
 
 from signaling.errors import MessageError
@@ -41,6 +42,12 @@ class Namespace(StrEnum):
     ECHO = "echo"
 
 
+class ServerNamespace(StrEnum):
+    """A part of the protocol in which clients are told something and send nothing."""
+
+    REMOVAL = "moderation"
+
+
 class Message(BaseModel):
     """Any payload. Values of the wrong JSON type are refused, never converted."""
 
@@ -56,7 +63,7 @@ class Command(Message):
 class Event(Message):
     """We announce. `message` names the event."""
 
-    namespace: ClassVar[Namespace]
+    namespace: ClassVar[Namespace | ServerNamespace]
     message: str
 
 
@@ -102,6 +109,17 @@ Everybody = Annotated[tuple[Somebody, ...], Strict(strict=False), AfterValidator
 
 Timestamp = Annotated[str, BeforeValidator(as_timestamp)]
 """RFC 3339 in UTC, also made of seconds since the epoch: once, however often it is sent."""
+
+
+class Nothing(Enum):
+    """A value that leaves as `null`. It is not `None`, since fields of that value are left out."""
+
+    NULL = None
+
+
+NULL: Final = Nothing.NULL
+Null = Annotated[Nothing, WithJsonSchema({"type": "null"})]
+"""Always there, and always `null`: for the few fields that clients compare with that."""
 
 
 MessageType = TypeVar("MessageType", bound=Message)

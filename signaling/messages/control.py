@@ -4,7 +4,17 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, Strict, StringConstraints
 
-from signaling.messages.base import Command, Event, Message, Namespace, Participant, Timestamp, by_action
+from signaling.messages.base import (
+    NULL,
+    Command,
+    Event,
+    Message,
+    Namespace,
+    Null,
+    Participant,
+    Timestamp,
+    by_action,
+)
 from signaling.messages.livekit import JoinData
 from signaling.messages.moderation import JoinView, KindName, RoleName
 
@@ -63,13 +73,20 @@ class ControlEvent(Event):
 
 
 class ControlData(Message):
-    """What everybody in the meeting may know of a participant."""
+    """
+    What everybody in the meeting may know of a participant.
+
+    `hand_updated_at` is when the hand last went up or down, or when they joined. Whoever is told of has not left; known
+    clients look at `left_at` for that.
+    """
 
     display_name: str
     role: RoleName
     participation_kind: KindName
     hand_is_up: bool
+    hand_updated_at: Timestamp
     joined_at: Timestamp
+    left_at: Null = NULL
 
 
 class ParticipantEntry(Message):
@@ -79,10 +96,41 @@ class ParticipantEntry(Message):
     control: ControlData
 
 
-class Tariff(Message):
-    """Known clients read it unguarded; there are no quotas here."""
+class Creator(Message):
+    """Who made a room, whom nobody knows here."""
 
-    quotas: dict[str, int] = Field(default_factory=dict)
+    title: Literal[""] = ""
+    firstname: Literal[""] = ""
+    lastname: Literal[""] = ""
+    display_name: Literal[""] = ""
+    avatar_url: Literal[""] = ""
+
+
+class RoomInfo(Message):
+    """The meeting."""
+
+    id: str
+    created_by: Creator = Creator()
+
+
+class Empty(Message):
+    """An object without members."""
+
+
+class Tariff(Message):
+    """Known clients read it unguarded; nothing is limited here by what somebody pays."""
+
+    id: Literal["00000000-0000-0000-0000-000000000000"] = "00000000-0000-0000-0000-000000000000"
+    name: Literal["unlimited"] = "unlimited"
+    quotas: Empty = Empty()
+    modules: Empty = Empty()
+
+
+class RoomHistory(Message):
+    """What was said to everybody."""
+
+    messages: tuple[()] = ()
+    next_index: Null = NULL
 
 
 class Chat(Message):
@@ -90,6 +138,11 @@ class Chat(Message):
 
     enabled: Literal[False] = False
     groups_history: tuple[()] = ()
+    room_history: RoomHistory = RoomHistory()
+    private_history: tuple[()] = ()
+    last_seen_timestamp_global: Null = NULL
+    last_seen_timestamps_private: Empty = Empty()
+    last_seen_timestamps_group: Empty = Empty()
 
 
 class JoinSuccess(ControlEvent):
@@ -99,9 +152,12 @@ class JoinSuccess(ControlEvent):
     id: Participant
     display_name: str
     role: RoleName
+    hand_is_up: bool
+    hand_updated_at: Timestamp | None = None
     participants: tuple[ParticipantEntry, ...]
     livekit: JoinData | None = None
     livekit_moderation: JoinView | None = None
+    room_info: RoomInfo
     tariff: Tariff = Tariff()
     chat: Chat = Chat()
 
@@ -126,11 +182,43 @@ class Left(ControlEvent):
     reason: LeaveReason
 
 
+class HandRaised(ControlEvent):
+    """Your hand is up."""
+
+    message: Literal["hand_raised"] = "hand_raised"
+
+
+class HandLowered(ControlEvent):
+    """Your hand is down; a moderator may have done it."""
+
+    message: Literal["hand_lowered"] = "hand_lowered"
+
+
 class RoleUpdated(ControlEvent):
     """Your role changed."""
 
     message: Literal["role_updated"] = "role_updated"
     new_role: RoleName
+
+
+class ModeratorRoleGranted(ControlEvent):
+    """You made `target` a moderator."""
+
+    message: Literal["moderator_role_granted"] = "moderator_role_granted"
+    target: Participant
+
+
+class ModeratorRoleRevoked(ControlEvent):
+    """You made `target` a moderator no longer."""
+
+    message: Literal["moderator_role_revoked"] = "moderator_role_revoked"
+    target: Participant
+
+
+class RoomDeleted(ControlEvent):
+    """The meeting is over; the connection is about to be closed with 1000."""
+
+    message: Literal["room_deleted"] = "room_deleted"
 
 
 ControlErrorCode = Literal[

@@ -2,6 +2,9 @@
 
 from typing import ClassVar, Final, Literal
 
+from pydantic import computed_field
+from pydantic.config import JsonDict
+
 from signaling.messages.base import AllIds, Command, Event, Message, Namespace, Participant, ParticipantIds, by_action
 
 
@@ -100,10 +103,23 @@ class MediaCredentials(Message):
     service_url: str | None = None
 
 
+def _on_the_wire(schema: JsonDict) -> None:
+    """For whoever reads it, what is computed is a field like any other."""
+    schema.pop("readOnly")
+
+
 class JoinData(MediaCredentials):
-    """What the host tells a joiner under the key `livekit`."""
+    """What the host tells a joiner under the key `livekit`; known clients read it flat, the description nests it."""
 
     microphone_restriction_state: MicrophoneRestrictionsOn | MicrophoneRestrictionsOff
+
+    @computed_field(json_schema_extra=_on_the_wire)  # type: ignore[prop-decorator]
+    @property
+    def credentials(self) -> MediaCredentials:
+        """The same once more."""
+        return MediaCredentials(
+            room=self.room, token=self.token, public_url=self.public_url, service_url=self.service_url
+        )
 
 
 class Credentials(MediaCredentials, LiveKitEvent):

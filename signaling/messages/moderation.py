@@ -361,7 +361,11 @@ class TrackView(Message):
 
 
 class ParticipantView(Message):
-    """Somebody as a moderator sees them. `publishing` and `in_livekit` are as of the last look at LiveKit."""
+    """
+    Somebody as a moderator sees them.
+
+    `publishing` and `in_livekit` are as of the last look at LiveKit; without `hand_updated_at`, the hand never went up.
+    """
 
     participant: Participant
     role: RoleName
@@ -371,6 +375,7 @@ class ParticipantView(Message):
     may_publish: Sources
     publishing: tuple[TrackView, ...]
     hand_is_up: bool
+    hand_updated_at: Timestamp | None = None
     settling: bool
 
 

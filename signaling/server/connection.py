@@ -17,7 +17,7 @@ from signaling.answers import answers, asks_for_result, named_action
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
-from signaling.messages import control, echo, livekit, moderation
+from signaling.messages import control, echo, livekit, moderation, removal
 from signaling.messages.base import Event, Namespace, parse_payload
 from signaling.messages.envelope import Delivery, EnvelopeError, Frame, TransactionId, parse_frame
 from signaling.module import RETRY_AFTER_S, ModerationModule
@@ -29,6 +29,8 @@ from signaling.session import CONTROL, MODERATION, EndReason, Session
 log = structlog.get_logger(__name__)
 
 _PONG: Final = echo.Pong()
+_LEAVES_BY: Final = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD})
+"""The codes of a client's close by which it leaves; the second is `close()` of a browser, which sends none."""
 MAX_RUNNING: Final = 128
 """Commands of one connection without an answer yet; twice what a meeting lets wait."""
 
@@ -89,13 +91,13 @@ class Connection:
     # --- Reading -------------------------------------------------------------------------------------------------
 
     async def _read(self) -> bool:
-        """Read until the end; whether the client closed with 1000, which means leaving."""
+        """Read until the end; whether the client closed in a way that means leaving."""
         while True:
             try:
                 data = await self._socket.recv()
             except ConnectionClosed as closed:
                 begun_by_client = closed.rcvd is not None and closed.rcvd_then_sent is not False
-                return begun_by_client and closed.rcvd is not None and closed.rcvd.code == CloseCode.NORMAL_CLOSURE
+                return begun_by_client and closed.rcvd is not None and closed.rcvd.code in _LEAVES_BY
             if isinstance(data, str):
                 await self._receive(data)
             else:
@@ -168,6 +170,7 @@ class Connection:
             )
         except ParticipantBanned:  # since the handshake
             self._answer(control.ControlError(error="insufficient_permissions"), transaction_id)
+            self._answer(removal.Banned())
             await self._close(CloseCode.NORMAL_CLOSURE)
             return
         except StoreError as error:
@@ -214,7 +217,10 @@ class Connection:
 
     # --- Ending --------------------------------------------------------------------------------------------------
 
-    def _on_ended(self, _ended: "asyncio.Future[EndReason]") -> None:
+    def _on_ended(self, ended: "asyncio.Future[EndReason]") -> None:
+        last_words = _last_words(ended.result())
+        if last_words is not None:
+            self._answer(last_words)
         self._spawn(self._close(CloseCode.NORMAL_CLOSURE))
 
     async def _close(self, code: CloseCode) -> None:
@@ -222,7 +228,7 @@ class Connection:
         await self._socket.close(code)
 
     async def _end(self, *, is_leaving: bool) -> None:
-        """The connection is gone. Commands that run go on; the place goes with a client's 1000, else it is kept."""
+        """The connection is gone. Commands that run go on; the place goes with who leaves, else it is kept."""
         if self._joining is not None:
             await asyncio.wait({self._joining})
         if self._session is not None:
@@ -236,6 +242,21 @@ class Connection:
     def _log_failure(self, attempt: RetryCallState) -> None:
         error = None if attempt.outcome is None else attempt.outcome.exception()
         log.error("store_failed", room=self._ticket.room, error=str(error))
+
+
+def _last_words(reason: EndReason) -> Event | None:
+    """Why the server closes with 1000; known clients hang up on these and come back after anything else."""
+    match reason:
+        case "kicked":
+            return removal.Kicked()
+        case "banned":
+            return removal.Banned()
+        case "meeting_ended":
+            return control.RoomDeleted()
+        case "taken_over":
+            return None
+        case _:
+            assert_never(reason)
 
 
 def _pong(payload: object) -> Event:

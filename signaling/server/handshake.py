@@ -44,7 +44,7 @@ STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "origin": HTTPStatus.FORBIDDEN,
     "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
 }
-_MESSAGES: Final[dict[RefusalCode, str]] = {
+MESSAGES: Final[dict[RefusalCode, str]] = {
     "not_found": f"The WebSocket is at {PATH}.",
     "missing_protocol": f"Offer the subprotocol {SUBPROTOCOL}, and a ticket.",
     "invalid_protocol": f"None of the subprotocols offered is {SUBPROTOCOL}.",
@@ -52,6 +52,7 @@ _MESSAGES: Final[dict[RefusalCode, str]] = {
     "invalid_ticket": "The ticket lets nobody in: it is not valid, or was used before.",
     "banned": "A moderator has banned this participant from the meeting.",
     "origin": "Pages of this origin may not connect.",
+    "unavailable": "The server cannot tell now; try again later, with the same ticket.",
 }
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -192,7 +193,7 @@ def _ticket_of(headers: Headers) -> str:
 
 def _refusal(code: RefusalCode, reason: str | None = None) -> Response:
     log.info("connection_refused", error=code, reason=reason)
-    body = json.dumps({"error": code, "code": code, "message": _MESSAGES[code]}).encode()
+    body = json.dumps({"error": code, "code": code, "message": MESSAGES[code]}).encode()
     headers = Headers(
         [
             ("Connection", "close"),

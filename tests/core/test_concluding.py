@@ -37,6 +37,7 @@ from tests.core.meetings import (
     grant,
     joined,
     left,
+    lower,
     mute,
     outcomes,
     promote,
@@ -50,7 +51,12 @@ WITH_RECORDER = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
 
 
 def data(
-    who: ParticipantId, role: str = "user", *, hand_is_up: bool = False, kind: str = "user"
+    who: ParticipantId,
+    role: str = "user",
+    *,
+    hand_is_up: bool = False,
+    kind: str = "user",
+    hand_updated_at: float = AT,
 ) -> control.ControlData:
     return control.ControlData.model_validate(
         {
@@ -58,6 +64,7 @@ def data(
             "role": role,
             "participation_kind": kind,
             "hand_is_up": hand_is_up,
+            "hand_updated_at": hand_updated_at,
             "joined_at": AT,
         }
     )
@@ -262,13 +269,31 @@ def test_a_restriction_of_another_source_has_no_event_in_livekit() -> None:
 # --- Roles -------------------------------------------------------------------------------------------------------
 
 
-def test_the_target_and_the_others_are_told_of_a_role() -> None:
+def test_the_target_who_gave_it_and_the_others_are_told_of_a_role() -> None:
     conclusion = concluded(MEETING, ALICE, promote(BOB))
     update = control.Update(id=BOB, control=data(BOB, "moderator"))
     assert [told(conclusion, who) for who in EVERYBODY] == [
-        [update],
+        [control.ModeratorRoleGranted(target=BOB), update],
         [control.RoleUpdated(new_role="moderator")],
         [update],
+    ]
+
+
+def test_and_of_one_that_another_moderator_took() -> None:
+    conclusion = concluded(after(MEETING, (ALICE, promote(BOB))), BOB, demote(ALICE))
+    update = control.Update(id=ALICE, control=data(ALICE))
+    assert [told(conclusion, who) for who in EVERYBODY] == [
+        [control.RoleUpdated(new_role="user")],
+        [control.ModeratorRoleRevoked(target=ALICE), update],
+        [update],
+    ]
+
+
+def test_who_takes_their_own_role_is_told_both() -> None:
+    conclusion = concluded(after(MEETING, (ALICE, promote(BOB))), ALICE, demote(ALICE))
+    assert told(conclusion, ALICE) == [
+        control.RoleUpdated(new_role="user"),
+        control.ModeratorRoleRevoked(target=ALICE),
     ]
 
 
@@ -310,11 +335,30 @@ def test_nobody_is_told_of_the_role_of_somebody_who_left_meanwhile() -> None:
 
 
 def test_everybody_sees_a_hand() -> None:
-    conclusion = concluded(MEETING, BOB, RAISE)
-    update = control.Update(id=BOB, control=data(BOB, hand_is_up=True))
-    assert [told(conclusion, who) for who in EVERYBODY] == [[update]] * 3
-    lowered = concluded(conclusion.state, BOB, LOWER)
-    assert told(lowered, CAROL) == [control.Update(id=BOB, control=data(BOB))]
+    conclusion = concluded(MEETING, BOB, RAISE, at=AT + 5)
+    update = control.Update(id=BOB, control=data(BOB, hand_is_up=True, hand_updated_at=AT + 5))
+    assert [told(conclusion, who) for who in (ALICE, CAROL)] == [[update]] * 2
+    assert told(conclusion, BOB) == [control.HandRaised()]
+    lowered = concluded(conclusion.state, BOB, LOWER, at=AT + 7)
+    assert told(lowered, CAROL) == [control.Update(id=BOB, control=data(BOB, hand_updated_at=AT + 7))]
+    assert told(lowered, BOB) == [control.HandLowered()]
+
+
+def test_a_hand_that_a_moderator_lowers_is_told_to_whose_it_is() -> None:
+    conclusion = concluded(after(MEETING, (BOB, RAISE)), ALICE, lower(BOB), at=AT + 5)
+    update = control.Update(id=BOB, control=data(BOB, hand_updated_at=AT + 5))
+    assert [told(conclusion, who) for who in EVERYBODY] == [[update], [control.HandLowered()], [update]]
+
+
+def test_what_a_hand_does_already_is_told_to_whose_it_is_and_who_asks_alone() -> None:
+    raised = after(MEETING, (BOB, RAISE))
+    again = concluded(raised, BOB, RAISE, at=AT + 5)
+    assert again.state is raised
+    assert [told(again, who) for who in EVERYBODY] == [[], [control.HandRaised()], []]
+    lowered = concluded(MEETING, ALICE, lower(BOB), at=AT + 5)
+    assert lowered.state is MEETING
+    update = control.Update(id=BOB, control=data(BOB))
+    assert [told(lowered, who) for who in EVERYBODY] == [[update], [control.HandLowered()], []]
 
 
 def test_the_hand_of_somebody_who_left_meanwhile_is_not_seen() -> None:
@@ -362,7 +406,8 @@ def test_nobody_else_is_told_of_a_recorder(command: AnyCommand) -> None:
 
 def test_nor_of_one_that_comes_or_raises_a_hand() -> None:
     assert concluded(MEETING, CONTROLLER, Enter(somebody(RECORDER, kind=Kind.RECORDER))).announcements == ()
-    assert concluded(WITH_RECORDER, RECORDER, RAISE).announcements == ()
+    raised = concluded(WITH_RECORDER, RECORDER, RAISE)
+    assert [told(raised, who) for who in (*EVERYBODY, RECORDER)] == [[]] * 3 + [[control.HandRaised()]]
 
 
 def test_a_recorder_is_told_of_its_own_role() -> None:

@@ -228,15 +228,11 @@ class Model:
             case ChangeRole(participant, role):
                 return self._refuses_role(participant, role)
             case control.RaiseHand():
-                if sender not in self.tickets:
-                    return "insufficient_permissions"
-                return "nothing_to_do" if sender in self.hands else None
+                return None if sender in self.tickets else "insufficient_permissions"
             case control.LowerHand(target=target):
                 if not (sender in self.tickets if target in {None, sender} else self.commands(sender)):
                     return "insufficient_permissions"
-                if target is not None and target not in self.tickets:
-                    return "invalid_command"
-                return None if (target or sender) in self.hands else "nothing_to_do"
+                return "invalid_command" if target is not None and target not in self.tickets else None
             case livekit.RequestPopoutStreamAccessToken():
                 return None if sender in self.tickets else "insufficient_permissions"
             case LoseConnections(people):

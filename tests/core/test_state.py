@@ -214,10 +214,20 @@ def test_moved_to_where_they_are_or_not_here(change: Moved) -> None:
 
 
 def test_hand_set() -> None:
-    state = changed(MEETING, HandSet(BOB, up=True))
+    state = changed(MEETING, HandSet(BOB, up=True, at=5.0))
     assert [who for who, member in state.members.items() if member.hand_is_up] == [BOB]
-    assert not changed(state, HandSet(BOB, up=False)).members[BOB].hand_is_up
-    assert changed(MEETING, HandSet(DAVE, up=True)) is MEETING
+    assert not changed(state, HandSet(BOB, up=False, at=6.0)).members[BOB].hand_is_up
+    assert changed(MEETING, HandSet(DAVE, up=True, at=5.0)) is MEETING
+
+
+def test_a_hand_keeps_when_it_went_up_or_down() -> None:
+    assert MEETING.members[BOB].hand_updated_at is None
+    raised = changed(MEETING, HandSet(BOB, up=True, at=5.0))
+    assert raised.members[BOB].hand_updated_at == 5.0
+    assert changed(raised, HandSet(BOB, up=True, at=6.0)) is raised
+    lowered = changed(raised, HandSet(BOB, up=False, at=7.0))
+    assert lowered.members[BOB].hand_updated_at == 7.0
+    assert changed(MEETING, HandSet(BOB, up=False, at=5.0)) is MEETING
 
 
 def test_role_given_clears_their_own_screen_share_grant_or_revocation() -> None:
@@ -545,7 +555,7 @@ def test_what_ends_by_itself_or_leaves_was_changed_too() -> None:
 
 
 def test_a_command_that_changed_nothing_of_this_kind_is_not_remembered() -> None:
-    assert apply(MEETING, [HandSet(BOB, up=True)], command_id=FIRST).undoable == {}
+    assert apply(MEETING, [HandSet(BOB, up=True, at=5.0)], command_id=FIRST).undoable == {}
 
 
 def test_a_ban_is_not_put_back_on_who_has_come_in_again() -> None:
@@ -578,12 +588,13 @@ def test_the_very_newest_is_remembered_however_much_it_changed() -> None:
 
 
 def test_the_version_goes_up_by_one_however_many_changes_there_are() -> None:
-    assert changed(MEETING, HandSet(BOB, up=True), HandSet(CAROL, up=True)).version == MEETING.version + 1
+    state = changed(MEETING, HandSet(BOB, up=True, at=5.0), HandSet(CAROL, up=True, at=5.0))
+    assert state.version == MEETING.version + 1
 
 
 def test_the_version_stays_when_nothing_differs() -> None:
     assert changed(MEETING) is MEETING
-    assert changed(MEETING, HandSet(BOB, up=True), HandSet(BOB, up=False)) is MEETING
+    assert changed(MEETING, HandSet(BOB, up=False, at=5.0), HandSet(CAROL, up=False, at=5.0)) is MEETING
 
 
 PEOPLE = st.sampled_from([ALICE, BOB, CAROL, DAVE, PHONE])
@@ -597,6 +608,7 @@ MEMBERS = st.builds(
     joined_at=st.sampled_from([1.0, 2.0]),
     breakout=BREAKOUTS,
     hand_is_up=st.booleans(),
+    hand_updated_at=st.sampled_from([None, 1.0, 2.0]),
 )
 CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.builds(Entered, PEOPLE, MEMBERS),

@@ -27,24 +27,47 @@ COMMANDS = [
 ]
 
 DATA = control.ControlData(
-    display_name="Bob", role="user", participation_kind="user", hand_is_up=False, joined_at=rfc3339(AT)
+    display_name="Bob",
+    role="user",
+    participation_kind="user",
+    hand_is_up=False,
+    hand_updated_at=rfc3339(AT + 60),
+    joined_at=rfc3339(AT),
 )
 DATA_TEXT = (
     '{"display_name": "Bob", "role": "user", "participation_kind": "user", "hand_is_up": false,'
-    ' "joined_at": "2026-03-01T09:30:00.123Z"}'
+    ' "hand_updated_at": "2026-03-01T09:31:00.123Z", "joined_at": "2026-03-01T09:30:00.123Z", "left_at": null}'
+)
+ROOM_INFO = control.RoomInfo(id="board")
+ALWAYS_TEXT = (
+    ' "room_info": {"id": "board", "created_by": {"title": "", "firstname": "", "lastname": "", "display_name": "",'
+    ' "avatar_url": ""}},'
+    ' "tariff": {"id": "00000000-0000-0000-0000-000000000000", "name": "unlimited", "quotas": {}, "modules": {}},'
+    ' "chat": {"enabled": false, "groups_history": [], "room_history": {"messages": [], "next_index": null},'
+    ' "private_history": [], "last_seen_timestamp_global": null, "last_seen_timestamps_private": {},'
+    ' "last_seen_timestamps_group": {}}}'
 )
 
 EVENTS = [
     row(
-        control.JoinSuccess(id=ParticipantId("carol"), display_name="Carol", role="guest", participants=()),
-        '{"message": "join_success", "id": "carol", "display_name": "Carol", "role": "guest", "participants": [],'
-        ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
+        control.JoinSuccess(
+            id=ParticipantId("carol"),
+            display_name="Carol",
+            role="guest",
+            hand_is_up=False,
+            participants=(),
+            room_info=ROOM_INFO,
+        ),
+        '{"message": "join_success", "id": "carol", "display_name": "Carol", "role": "guest", "hand_is_up": false,'
+        f' "participants": [],{ALWAYS_TEXT}',
     ),
     row(
         control.JoinSuccess(
             id=ParticipantId("carol"),
             display_name="Carol",
             role="user",
+            hand_is_up=True,
+            hand_updated_at=rfc3339(AT),
             participants=(control.ParticipantEntry(id=BOB, control=DATA),),
             livekit=livekit.JoinData(
                 room="board",
@@ -53,41 +76,56 @@ EVENTS = [
                 microphone_restriction_state=livekit.MicrophoneRestrictionsOff(),
             ),
             livekit_moderation=moderation.MayPublish(may_publish=("camera", "microphone")),
+            room_info=ROOM_INFO,
         ),
-        '{"message": "join_success", "id": "carol", "display_name": "Carol", "role": "user",'
+        '{"message": "join_success", "id": "carol", "display_name": "Carol", "role": "user", "hand_is_up": true,'
+        ' "hand_updated_at": "2026-03-01T09:30:00.123Z",'
         f' "participants": [{{"id": "bob", "control": {DATA_TEXT}}}],'
         ' "livekit": {"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org",'
-        ' "microphone_restriction_state": {"type": "disabled"}},'
-        ' "livekit_moderation": {"may_publish": ["camera", "microphone"]},'
-        ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
+        ' "microphone_restriction_state": {"type": "disabled"},'
+        ' "credentials": {"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org"}},'
+        f' "livekit_moderation": {{"may_publish": ["camera", "microphone"]}},{ALWAYS_TEXT}',
     ),
     row(
         control.JoinSuccess(
             id=ParticipantId("alice"),
             display_name="Alice",
             role="moderator",
+            hand_is_up=False,
             participants=(),
+            room_info=ROOM_INFO,
             livekit_moderation=moderation.StateView(version=3, restrictions=(), blocks=(), bans=(), participants=()),
         ),
-        '{"message": "join_success", "id": "alice", "display_name": "Alice", "role": "moderator", "participants": [],'
-        ' "livekit_moderation": {"version": 3, "restrictions": [], "blocks": [], "bans": [], "participants": []},'
-        ' "tariff": {"quotas": {}}, "chat": {"enabled": false, "groups_history": []}}',
+        '{"message": "join_success", "id": "alice", "display_name": "Alice", "role": "moderator", "hand_is_up": false,'
+        ' "participants": [], "livekit_moderation": {"version": 3, "restrictions": [], "blocks": [], "bans": [],'
+        f' "participants": []}},{ALWAYS_TEXT}',
     ),
     row(control.Joined(id=BOB, control=DATA), f'{{"message": "joined", "id": "bob", "control": {DATA_TEXT}}}'),
     row(
         control.Update(
             id=ParticipantId("sip:49"),
             control=control.ControlData(
-                display_name="", role="guest", participation_kind="sip", hand_is_up=True, joined_at=rfc3339(0)
+                display_name="",
+                role="guest",
+                participation_kind="sip",
+                hand_is_up=True,
+                hand_updated_at=rfc3339(1),
+                joined_at=rfc3339(0),
             ),
         ),
         '{"message": "update", "id": "sip:49", "control": {"display_name": "", "role": "guest",'
-        ' "participation_kind": "sip", "hand_is_up": true, "joined_at": "1970-01-01T00:00:00.000Z"}}',
+        ' "participation_kind": "sip", "hand_is_up": true, "hand_updated_at": "1970-01-01T00:00:01.000Z",'
+        ' "joined_at": "1970-01-01T00:00:00.000Z", "left_at": null}}',
     ),
     row(control.Left(id=BOB, reason="quit"), '{"message": "left", "id": "bob", "reason": "quit"}'),
     row(control.Left(id=BOB, reason="timeout"), '{"message": "left", "id": "bob", "reason": "timeout"}'),
     row(control.Left(id=BOB, reason="kicked"), '{"message": "left", "id": "bob", "reason": "kicked"}'),
     row(control.Left(id=BOB, reason="banned"), '{"message": "left", "id": "bob", "reason": "banned"}'),
+    row(control.HandRaised(), '{"message": "hand_raised"}'),
+    row(control.HandLowered(), '{"message": "hand_lowered"}'),
+    row(control.ModeratorRoleGranted(target=BOB), '{"message": "moderator_role_granted", "target": "bob"}'),
+    row(control.ModeratorRoleRevoked(target=BOB), '{"message": "moderator_role_revoked", "target": "bob"}'),
+    row(control.RoomDeleted(), '{"message": "room_deleted"}'),
     row(control.RoleUpdated(new_role="moderator"), '{"message": "role_updated", "new_role": "moderator"}'),
     row(control.RoleUpdated(new_role="user"), '{"message": "role_updated", "new_role": "user"}'),
     row(control.RoleUpdated(new_role="guest"), '{"message": "role_updated", "new_role": "guest"}'),
@@ -135,6 +173,7 @@ def test_unknown_keys_of_a_command_are_ignored(command: control.ControlCommand, 
 def test_dump_an_event(event: control.ControlEvent, text: str) -> None:
     assert json.loads(dumped(event)) == json.loads(text)
     assert Delivery(event, 0).payload == json.loads(text)
+    assert json.loads(Delivery(event, 0).text)["payload"] == json.loads(text)
 
 
 @pytest.mark.parametrize(("event", "text"), EVENTS)
@@ -230,6 +269,13 @@ def test_a_target_is_normalised() -> None:
         {"action": "lower_hand", "target": "{9D2B7A4E-3F10-4C55-8A6B-0123456789AB}"}, control.COMMANDS
     )
     assert command == control.LowerHand(target=ParticipantId("9d2b7a4e-3f10-4c55-8a6b-0123456789ab"))
+
+
+@pytest.mark.parametrize("wrong", ['"2026-03-01T09:30:00.123Z"', '""', "false", "0", "{}"])
+def test_what_is_always_null_is_nothing_else(wrong: str) -> None:
+    text = DATA_TEXT.replace("null", wrong)
+    with pytest.raises(ValidationError):
+        parsed(control.ControlData, text)
 
 
 @pytest.mark.parametrize("wrong", ['"yesterday"', '""', "true", "null", "[]"])

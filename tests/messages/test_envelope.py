@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 import tracemalloc
 
@@ -385,7 +386,14 @@ def test_everybody_elses_copy_carries_none() -> None:
 
 
 EMPTY_HANDED: list[Event] = [
-    control.JoinSuccess(id=ParticipantId("bob"), display_name="Bob", role="user", participants=()),
+    control.JoinSuccess(
+        id=ParticipantId("bob"),
+        display_name="Bob",
+        role="user",
+        hand_is_up=False,
+        participants=(),
+        room_info=control.RoomInfo(id="board"),
+    ),
     control.ControlError(error="internal"),
     livekit.Credentials(room="board", token="t", public_url="wss://lk.example.org"),
     livekit.LiveKitError(error="internal"),
@@ -396,8 +404,26 @@ EMPTY_HANDED: list[Event] = [
 @pytest.mark.parametrize("event", EMPTY_HANDED)
 def test_what_has_no_value_is_left_out_and_never_null(event: Event) -> None:
     delivery = Delivery(event, AT)
-    assert "null" not in delivery.text
+    kept = {"next_index", "last_seen_timestamp_global"} if isinstance(event, control.JoinSuccess) else set()
+    assert set(re.findall(r'"(\w+)":null', delivery.text)) == kept
     assert None not in delivery.payload.values()
+
+
+def test_what_clients_compare_with_null_is_there() -> None:
+    somebody = control.ControlData(
+        display_name="Bob",
+        role="user",
+        participation_kind="user",
+        hand_is_up=False,
+        hand_updated_at="2026-03-01T09:30:00.123Z",
+        joined_at="2026-03-01T09:30:00.123Z",
+    )
+    for event in (
+        control.Joined(id=ParticipantId("bob"), control=somebody),
+        control.Update(id=ParticipantId("bob"), control=somebody),
+    ):
+        assert Delivery(event, AT).text.count('"left_at":null') == 1
+        assert Delivery(event, AT).payload["control"].items() >= {"left_at": None}.items()
 
 
 def test_payload_and_text_say_the_same() -> None:

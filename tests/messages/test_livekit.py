@@ -91,7 +91,9 @@ JOIN_DATA = [
         ),
         '{"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org",'
         ' "service_url": "ws://lk.internal:7880",'
-        ' "microphone_restriction_state": {"type": "enabled", "unrestricted_participants": ["bob"]}}',
+        ' "microphone_restriction_state": {"type": "enabled", "unrestricted_participants": ["bob"]},'
+        ' "credentials": {"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org",'
+        ' "service_url": "ws://lk.internal:7880"}}',
         id="restricted",
     ),
     pytest.param(
@@ -102,7 +104,8 @@ JOIN_DATA = [
             microphone_restriction_state=livekit.MicrophoneRestrictionsOn(unrestricted_participants=()),
         ),
         '{"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org",'
-        ' "microphone_restriction_state": {"type": "enabled", "unrestricted_participants": []}}',
+        ' "microphone_restriction_state": {"type": "enabled", "unrestricted_participants": []},'
+        ' "credentials": {"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org"}}',
         id="restricted to moderators",
     ),
     pytest.param(
@@ -113,7 +116,8 @@ JOIN_DATA = [
             microphone_restriction_state=livekit.MicrophoneRestrictionsOff(),
         ),
         '{"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org",'
-        ' "microphone_restriction_state": {"type": "disabled"}}',
+        ' "microphone_restriction_state": {"type": "disabled"},'
+        ' "credentials": {"room": "board", "token": "eyJ.e.s", "public_url": "wss://lk.example.org"}}',
         id="unrestricted",
     ),
 ]

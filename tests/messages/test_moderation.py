@@ -77,13 +77,14 @@ VIEW = moderation.ParticipantView(
     may_publish=("microphone",),
     publishing=(moderation.TrackView(source="microphone", track_sid="TR_1", muted=False),),
     hand_is_up=True,
+    hand_updated_at=rfc3339(AT),
     settling=False,
 )
 VIEW_TEXT = (
     '{"participant": "bob", "role": "user", "kind": "sip", "connected": true,'
     ' "in_livekit": true, "may_publish": ["microphone"],'
     ' "publishing": [{"source": "microphone", "track_sid": "TR_1", "muted": false}],'
-    ' "hand_is_up": true, "settling": false}'
+    ' "hand_is_up": true, "hand_updated_at": "2026-03-01T09:30:00.123Z", "settling": false}'
 )
 STATE = moderation.StateView(
     version=7,

@@ -190,9 +190,9 @@ async def test_what_the_module_refuses_is_told_to_the_sender_alone(host: Hosted)
         await bob.send("force_mute", participants="alice")
         detail = await bob.wait_for("error", where=lambda frame: "detail" in frame.payload)
         assert detail.payload["error"] == "invalid_command"
-        await bob.send("lower_hand", namespace="control")
-        nothing = await bob.wait_for("error", namespace="control")
-        assert nothing.payload["error"] == "nothing_to_do"
+        await bob.send("lower_hand", namespace="control", target="alice")
+        refused = await bob.wait_for("error", namespace="control")
+        assert refused.payload["error"] == "insufficient_permissions"
         await alive(alice, 1)
         assert [frame.message for frame in alice.inbox[seen:] if frame.message != "joined"] == ["pong"]
 

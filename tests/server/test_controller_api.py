@@ -440,7 +440,10 @@ async def test_whoever_is_kicked_is_told_by_the_controller_and_may_join_again(
     assert (status, result["action"]) == (200, "kick")
     assert result["outcomes"] == [{"participant": "bob", "outcome": "removed"}]
     assert await bob.closed() == 1000
-    assert bob.inbox[-1].payload == {"message": "kicked", "moderator": "controller"}
+    assert [frame.payload for frame in bob.inbox[-2:]] == [
+        {"message": "kicked", "moderator": "controller"},
+        {"message": "kicked"},
+    ]
     again = await controller.join("bob")
     assert await controller.ask("DELETE", "/participants/dave") == (404, {"error": "unknown_participant"})
     await again.close()
@@ -503,11 +506,14 @@ async def test_hands_are_lowered_by_the_controller_and_never_raised(
     controller: Controller, bob: SignalingClient
 ) -> None:
     await bob.send("raise_hand", namespace="control")
-    await bob.wait_for("update", namespace="control")
+    await bob.wait_for("hand_raised", namespace="control")
     for _ in range(2):  # that it is down already is no error
         status, result = await controller.command("lower_hand", "control", target="bob")
         assert (status, result.get("error"), result["action"]) == (200, None, "lower_hand")
-    assert [told["control"]["hand_is_up"] for told in bob.told("update", "control")] == [True, False]
+    await bob.send("ping", namespace="echo")
+    await bob.wait_for("pong", namespace="echo")
+    assert bob.told("hand_lowered", "control") == [{"message": "hand_lowered"}] * 2
+    assert bob.told("update", "control") == []
     assert (await controller.command("raise_hand", "control"))[1]["error"] == "insufficient_permissions"
     assert (await controller.command("lower_hand", "control"))[1]["error"] == "insufficient_permissions"
 

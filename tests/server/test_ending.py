@@ -63,8 +63,18 @@ async def test_a_close_with_1000_is_leaving(host: Hosted) -> None:
     assert left.payload == {"message": "left", "id": "bob", "reason": "quit"}
 
 
-@pytest.mark.parametrize("code", [1001, 3000, None, "abort", "eof"])
-async def test_anything_else_keeps_the_place_for_the_grace(livekit: EmbeddedServer, code: int | str | None) -> None:
+async def test_so_is_one_without_a_code_as_browsers_have_it(host: Hosted) -> None:
+    async with host.client("alice", Role.MODERATOR) as alice, host.client("bob") as bob:
+        await alice.join()
+        await bob.join()
+        async with bob.connection.send_context():
+            bob.connection.protocol.send_close()
+        left = await alice.wait_for("left", namespace="control")
+    assert left.payload == {"message": "left", "id": "bob", "reason": "quit"}
+
+
+@pytest.mark.parametrize("code", [1001, 3000, 4000, "abort", "eof"])
+async def test_anything_else_keeps_the_place_for_the_grace(livekit: EmbeddedServer, code: int | str) -> None:
     async with hosted(livekit, moderation_disconnect_grace_s=0.3) as host, AsyncExitStack() as stack:
         alice = await stack.enter_async_context(host.client("alice", Role.MODERATOR))
         await alice.join()
@@ -74,9 +84,6 @@ async def test_anything_else_keeps_the_place_for_the_grace(livekit: EmbeddedServ
         match code:
             case int():
                 await bob.close(code)
-            case None:
-                async with bob.connection.send_context():
-                    bob.connection.protocol.send_close()
             case "abort":
                 bob.connection.transport.abort()
             case _:
@@ -222,7 +229,8 @@ async def test_the_last_delivery_goes_out_before_the_close(host: Hosted) -> None
             session.tell(MicrophoneRestrictionsDisabled(), number)
         session.end("kicked")
         assert await bob.closed() == 1000
-        assert bob.inbox[-1].transaction_id == 99
+        assert bob.inbox[-2].transaction_id == 99
+        assert bob.inbox[-1].payload == {"message": "kicked"}
 
 
 async def test_stopping_closes_everybody_with_1012_and_keeps_their_places(

@@ -3,6 +3,7 @@ import contextlib
 import json
 import logging
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -12,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from signaling import Role, StoreError
-from signaling.server.handshake import Origins
+from signaling.server.handshake import MESSAGES, STATUS, Origins, RefusalCode
 from signaling.settings import HostPort
 from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
@@ -89,6 +90,10 @@ async def test_what_is_refused_and_how(door: Hosted) -> None:
         assert await door.refusal(connecting) == expected
     # None of these has used it up.
     assert await door.refusal(door.dial(SUBPROTOCOL, good)) == (101, "connected")
+
+
+def test_every_refusal_has_its_status_and_its_words() -> None:
+    assert MESSAGES.keys() == STATUS.keys() == set(get_args(RefusalCode))
 
 
 @pytest.mark.parametrize(

@@ -52,21 +52,58 @@ async def test_who_joins_is_welcomed_with_everything(host: Hosted) -> None:
         "id": "bob",
         "display_name": "Bob",
         "role": "user",
+        "hand_is_up": False,
         "participants": [entry],
         "livekit": {
             "room": "standup",
             "token": welcome["livekit"]["token"],
             "public_url": host.server.livekit_url,
             "microphone_restriction_state": {"type": "disabled"},
+            "credentials": {
+                "room": "standup",
+                "token": welcome["livekit"]["token"],
+                "public_url": host.server.livekit_url,
+            },
         },
-        "tariff": {"quotas": {}},
-        "chat": {"enabled": False, "groups_history": []},
+        "room_info": {
+            "id": "standup",
+            "created_by": {"title": "", "firstname": "", "lastname": "", "display_name": "", "avatar_url": ""},
+        },
+        "tariff": {"id": "00000000-0000-0000-0000-000000000000", "name": "unlimited", "quotas": {}, "modules": {}},
+        "chat": {
+            "enabled": False,
+            "groups_history": [],
+            "room_history": {"messages": [], "next_index": None},
+            "private_history": [],
+            "last_seen_timestamp_global": None,
+            "last_seen_timestamps_private": {},
+            "last_seen_timestamps_group": {},
+        },
     }
     assert jwt.decode(welcome["livekit"]["token"], options={"verify_signature": False})["sub"] == "bob"
     assert entry["id"] == "alice"
-    assert entry["control"].items() >= {"display_name": "Alice", "role": "moderator", "hand_is_up": False}.items()
-    assert joined == {"message": "joined", "id": "bob", "control": joined["control"]}
-    assert joined["control"].keys() == {"display_name", "role", "participation_kind", "hand_is_up", "joined_at"}
+    assert entry["control"] == {
+        "display_name": "Alice",
+        "role": "moderator",
+        "participation_kind": "user",
+        "hand_is_up": False,
+        "hand_updated_at": entry["control"]["joined_at"],
+        "joined_at": entry["control"]["joined_at"],
+        "left_at": None,
+    }
+    assert joined == {
+        "message": "joined",
+        "id": "bob",
+        "control": {
+            "display_name": "Bob",
+            "role": "user",
+            "participation_kind": "user",
+            "hand_is_up": False,
+            "hand_updated_at": joined["control"]["joined_at"],
+            "joined_at": joined["control"]["joined_at"],
+            "left_at": None,
+        },
+    }
 
 
 async def test_the_extension_is_only_for_those_who_ask_for_it(host: Hosted) -> None:
