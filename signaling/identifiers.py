@@ -29,6 +29,8 @@ _UUID: Final = re.compile(
 )
 _PLAIN: Final = re.compile(rf"[A-Za-z0-9._@-]{{1,{MAX_LENGTH}}}")
 _PARTICIPANT: Final = re.compile(rf"[A-Za-z0-9._@:-]{{1,{MAX_LENGTH}}}")
+_IN_PATHS: Final = frozenset({".", ".."})
+"""What every client takes out of a path before it asks."""
 _POPOUT: Final = re.compile(r"-popout[0-9]+\Z")
 
 
@@ -72,4 +74,6 @@ def _parse(text: str, allowed: re.Pattern[str], alphabet: str) -> str:
         return str(UUID(text.lower()))  # UUID() knows `urn:uuid:` in lower case only
     if not allowed.fullmatch(text):
         raise ValueError(f"must be 1 to {MAX_LENGTH} characters of {alphabet}")
+    if text in _IN_PATHS:
+        raise ValueError("must not be . or .., which no URL reaches")
     return text

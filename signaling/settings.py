@@ -1,8 +1,9 @@
 """Every setting, validated before anything starts."""
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, cast
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
@@ -141,16 +142,42 @@ def _host_port(value: object) -> object:
     return HostPort(parts.hostname, parts.port)
 
 
-def _origins(value: object) -> object:
+def _listed(value: object, what: str) -> list[str]:
     listed = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-    if not isinstance(listed, list | tuple | frozenset):
-        raise ValueError("must be a list of origins")  # noqa: TRY004 - pydantic reports only value errors
+    if not isinstance(listed, list | tuple | frozenset) or not all(isinstance(part, str) for part in listed):
+        raise ValueError(f"must be a list of {what}")
+    return list(listed)
+
+
+def _origins(value: object) -> object:
+    listed = _listed(value, "origins")
     for origin in listed:
-        parts = _split(origin) if isinstance(origin, str) else None
-        if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname or parts.path:
-            raise ValueError("must be origins such as https://meet.example.org, without a path")
+        if "*" in origin and origin != "*":
+            raise ValueError("must be origins in full; * stands alone, for all of them")
+        if origin not in {"*", "null"} and not _is_origin(origin):
+            raise ValueError(
+                "must be origins such as https://meet.example.org or capacitor://localhost, without a path"
+            )
     return frozenset(listed)
 
+
+def _is_origin(text: str) -> bool:
+    """Whether browsers, or the shells of apps, send such a thing."""
+    parts = _split(text)
+    if parts is None or not _ORIGIN.fullmatch(text) or parts.scheme in {"ws", "wss"}:
+        return False
+    return parts.scheme not in {"http", "https"} or bool(parts.hostname and "@" not in parts.netloc)
+
+
+def _hosts(value: object) -> object:
+    listed = _listed(value, "names of hosts")
+    if not all(host == "*" or _HOST.fullmatch(host) for host in listed):
+        raise ValueError("must be names of hosts such as moderation.internal, without a port, or *")
+    return frozenset(listed)
+
+
+_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]*")
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 TicketAlgorithm = Literal["HS256", "RS256", "ES256", "EdDSA"]
 
@@ -161,6 +188,7 @@ class ServerSettings(Settings):
     moderation_store_url: str = "sqlite:"
     moderation_listen: Annotated[HostPort, NoDecode, BeforeValidator(_host_port)] = HostPort("127.0.0.1", 8700)
     moderation_internal_listen: Annotated[HostPort, NoDecode, BeforeValidator(_host_port)] = HostPort("127.0.0.1", 8701)
+    moderation_internal_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_hosts)] | None = None
     moderation_internal_token: Annotated[SecretStr, Field(min_length=16)] | None = None
     moderation_ticket_key: SecretStr
     moderation_ticket_algorithm: TicketAlgorithm = "HS256"

@@ -43,7 +43,7 @@ def test_a_uuid_in_any_textual_form_is_one_id(parse: Parser, text: str) -> None:
 
 @of_every_kind
 @pytest.mark.parametrize(
-    "text", ["a", "Alice", "alice@example.org", "A-Z_0.9", "-", ".", "1" * 127, "popout3", "a-popout"]
+    "text", ["a", "Alice", "alice@example.org", "A-Z_0.9", "-", "...", ".a", "1" * 127, "popout3", "a-popout"]
 )
 def test_an_ordinary_id_stays_as_it_is(parse: Parser, text: str) -> None:
     assert parse(text) == text
@@ -75,6 +75,13 @@ def test_anything_else_is_refused_without_being_repeated(parse: Parser, text: st
     with pytest.raises(ValueError, match="must be 1 to 127 characters of A-Z a-z 0-9") as caught:
         parse(text)
     assert not text or f"{text!r}" not in str(caught.value)
+
+
+@of_every_kind
+@pytest.mark.parametrize("text", [".", ".."])
+def test_what_means_something_else_in_a_path_is_refused(parse: Parser, text: str) -> None:
+    with pytest.raises(ValueError, match="which no URL reaches"):
+        parse(text)
 
 
 def test_a_participant_id_may_hold_colons() -> None:
@@ -146,9 +153,9 @@ def test_what_was_parsed_once_parses_to_itself(text: str) -> None:
 
 @settings(deadline=None)
 @given(
-    room=st.from_regex(r"[A-Za-z0-9._@-]{1,9}", fullmatch=True),
-    other=st.from_regex(r"[A-Za-z0-9._@-]{1,9}", fullmatch=True),
-    breakout=st.from_regex(r"[A-Za-z0-9._@-]{1,9}", fullmatch=True),
+    room=st.from_regex(r"(?!\.{1,2}\Z)[A-Za-z0-9._@-]{1,9}", fullmatch=True),
+    other=st.from_regex(r"(?!\.{1,2}\Z)[A-Za-z0-9._@-]{1,9}", fullmatch=True),
+    breakout=st.from_regex(r"(?!\.{1,2}\Z)[A-Za-z0-9._@-]{1,9}", fullmatch=True),
 )
 def test_no_two_rooms_have_one_livekit_name(room: str, other: str, breakout: str) -> None:
     names = {

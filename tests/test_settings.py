@@ -53,6 +53,13 @@ SERVER: dict[str, tuple[Any, str, Any, Any, Any]] = {
         "c.example.org:3",
         lambda value: (value[:-2], int(value[-1])),
     ),
+    "moderation_internal_hosts": (
+        None,
+        "moderation, moderation.internal",
+        ["*"],
+        frozenset({"a_b"}),
+        lambda value: frozenset(part.strip() for part in value.split(",")) if isinstance(value, str) else set(value),
+    ),
     "moderation_internal_token": (None, "a" * 16, "b" * 17, "c" * 1_000, SecretStr),
     "moderation_ticket_algorithm": ("HS256", "RS256", "ES256", "EdDSA", None),
     "moderation_allowed_origins": (
@@ -221,7 +228,15 @@ WRONG: list[tuple[str, str]] = [
     ("moderation_ticket_algorithm", "hs256"),
     *(
         ("moderation_allowed_origins", value)
-        for value in ("example.org", "https://example.org/", "wss://example.org", "*", f"https://[{SECRET}")
+        for value in (
+            *("example.org", "https://example.org/", "https://example.org?a", "https://a@example.org", "https://"),
+            *("wss://example.org", "https://*.example.org", "app://*", "**", f"https://[{SECRET}", "file:///", "app:x"),
+            *("Null", "app://a b", "://x"),
+        )
+    ),
+    *(
+        ("moderation_internal_hosts", value)
+        for value in ("https://example.org", "example.org:8701", "*.example.org", "[::1]", f"a {SECRET}")
     ),
     *(("moderation_rate_per_s", value) for value in ("0", "10001", "nan", SECRET)),
     *(("moderation_rate_burst", value) for value in ("0", "100001", SECRET)),
@@ -255,7 +270,13 @@ def everything_said(error: BaseException | None) -> str:
 
 @pytest.mark.parametrize("value", [7, ["https://a", 7], True, {"a": 1}])
 def test_a_value_of_another_type_is_named_too(value: object, with_file: WithFile) -> None:
-    for name in ("livekit_url", "moderation_listen", "moderation_allowed_origins", "moderation_ticket_key"):
+    for name in (
+        "livekit_url",
+        "moderation_listen",
+        "moderation_allowed_origins",
+        "moderation_internal_hosts",
+        "moderation_ticket_key",
+    ):
         with pytest.raises(ConfigurationError, match=f"^{name.upper()}: "):
             with_file({}, **{"moderation_ticket_key": KEY, name: value})
     with pytest.raises(ConfigurationError, match=r"^MODERATION_STORE_URL: "):
@@ -271,6 +292,22 @@ def test_livekit_is_set_whole_or_not_at_all(left_out: str) -> None:
     (only, value), *_ = given.items()
     with pytest.raises(ConfigurationError, match="must be set with the other two"):
         Settings(**{only: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["capacitor://localhost", "app://x", "tauri://localhost", "file://", "null", "*", "App://X", "http://[::1]:1"],
+)
+def test_shells_of_apps_have_origins_of_their_own(value: str) -> None:
+    settings = ServerSettings(moderation_ticket_key=KEY, moderation_allowed_origins=value)
+    assert settings.moderation_allowed_origins == frozenset({value})
+
+
+def test_a_pattern_of_origins_is_refused_with_what_to_write_instead() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"^MODERATION_ALLOWED_ORIGINS: must be origins in full; \* stands alone"
+    ):
+        ServerSettings(moderation_ticket_key=KEY, moderation_allowed_origins="https://*.example.org")
 
 
 def test_an_address_may_be_given_in_parts() -> None:

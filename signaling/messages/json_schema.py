@@ -10,8 +10,10 @@ from signaling.messages.base import as_timestamp, in_order
 
 Json = dict[str, Any]
 
+_IN_PATHS: Final[Json] = {"enum": [".", ".."], "description": "Which no URL reaches."}
 _NO_PARTICIPANT: Final[Json] = {
     "anyOf": [
+        _IN_PATHS,
         {"const": CONTROLLER, "description": "Reserved: it stands for the controller in events."},
         {"pattern": "-popout[0-9]+$", "description": "Reserved for the popouts of participants."},
         {"pattern": "\n", "description": "Before which `$` matches, too, in some implementations of patterns."},
@@ -34,6 +36,7 @@ PLAIN_ID: Final[Json] = {
     "description": "The id of a room or breakout. One that reads as a UUID in any textual form is normalised.",
     "type": "string",
     "pattern": rf"^([A-Za-z0-9._@-]{{1,{MAX_LENGTH}}}|[Uu][Rr][Nn]:[Uu][Uu][Ii][Dd]:{_UUID}|\{{{_UUID}\}})$",
+    "not": _IN_PATHS,
 }
 TIMESTAMP: Final[Json] = {
     "description": "RFC 3339, in UTC, to the millisecond.",

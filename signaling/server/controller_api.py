@@ -27,6 +27,7 @@ from signaling.messages.base import Message, Namespace, Participant, validated
 from signaling.messages.envelope import MAX_FRAME_BYTES, EnvelopeError, parse_object
 from signaling.messages.json_schema import PLAIN_ID
 from signaling.module import ModerationModule
+from signaling.server.requests import BodyError, BodyRefused, read_body
 from signaling.view import audit_view
 
 log = structlog.get_logger(__name__)
@@ -36,6 +37,8 @@ MAX_BODY_BYTES: Final = MAX_FRAME_BYTES
 """As much as a WebSocket takes."""
 
 ErrorCode = Literal[
+    "bad_request",
+    "host",
     "internal",
     "invalid_command",
     "invalid_json",
@@ -44,6 +47,7 @@ ErrorCode = Literal[
     "method_not_allowed",
     "not_found",
     "oversized",
+    "timeout",
     "unauthorized",
     "unavailable",
     "unknown_participant",
@@ -51,14 +55,17 @@ ErrorCode = Literal[
     "unsupported_media_type",
 ]
 STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
+    "bad_request": HTTPStatus.BAD_REQUEST,
     "invalid_command": HTTPStatus.BAD_REQUEST,
     "invalid_json": HTTPStatus.BAD_REQUEST,
     "invalid_request": HTTPStatus.BAD_REQUEST,
     "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "host": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "unknown_participant": HTTPStatus.NOT_FOUND,
     "unknown_room": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "timeout": HTTPStatus.REQUEST_TIMEOUT,
     "invalid_participant": HTTPStatus.CONFLICT,
     "oversized": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -186,6 +193,8 @@ class ControllerApi:
             return _refusal("unknown_room")
         except NotInMeeting:
             return _refusal("unknown_participant")
+        except ConnectionError:  # nobody waits for an answer any more
+            raise
         except StoreError as error:
             log.error("store_failed", error=str(error))  # noqa: TRY400 - no bug, no traceback
             return _refusal("unavailable")
@@ -289,6 +298,13 @@ class Route:
     errors: tuple[ErrorCode, ...] = ()
 
 
+_BODY_ERRORS: Final[Mapping[BodyError, tuple[ErrorCode, str | None]]] = {
+    "malformed": ("bad_request", None),
+    "not_encoded_so": ("invalid_request", "Content-Encoding: is not how the body is encoded"),
+    "unknown_encoding": ("unsupported_media_type", "Content-Encoding: must be gzip or deflate, if any"),
+    "oversized": ("oversized", None),
+    "timeout": ("timeout", None),
+}
 _ROOM: Final = "rooms/{room}"
 _PARTICIPANT: Final = f"{_ROOM}/participants/{{id}}"
 _NOT_HERE: Final[tuple[ErrorCode, ...]] = ("unknown_participant",)
@@ -334,9 +350,9 @@ async def _body(request: web.Request, model: type[_Body]) -> _Body:
     if request.content_type != "application/json":
         raise Refused("unsupported_media_type", "Content-Type: must be application/json")
     try:
-        raw = await request.clone(client_max_size=MAX_BODY_BYTES).read()
-    except web.HTTPRequestEntityTooLarge:
-        raise Refused("oversized") from None
+        raw = await read_body(request, MAX_BODY_BYTES)
+    except BodyRefused as refused:
+        raise Refused(*_BODY_ERRORS[refused.error]) from None
     try:
         return _valid(model, parse_object(raw.decode()))
     except EnvelopeError as error:

@@ -71,22 +71,25 @@ class Origins:
     Which pages a browser may connect from.
 
     Args:
-        allowed: Origins such as `https://meet.example.org`; `None` for whatever comes from `host`, by any port.
+        allowed: Origins such as `https://meet.example.org`, where `*` stands for all, and what is of no web scheme
+            is compared as it is written; `None` for whatever comes from `host`, by any port.
         host: Where the server listens.
     """
 
     def __init__(self, allowed: frozenset[str] | None, host: str) -> None:
-        self._allowed = None if allowed is None else {_parse_origin(origin) for origin in allowed}
+        self._allowed = None if allowed is None else {_parse_origin(origin) or origin for origin in allowed}
         self._hosts = _LOOPBACK if host.lower() in _LOOPBACK else frozenset({host.lower()})
 
     def allow(self, origins: Sequence[str]) -> bool:
         """Whether a request with these `Origin` headers may connect; only browsers send one."""
-        if not origins:
+        if not origins or (self._allowed is not None and "*" in self._allowed):
             return True
-        origin = _parse_origin(origins[0])
-        if origin is None or len(origins) > 1:
+        if len(origins) > 1:
             return False
-        return origin[1] in self._hosts if self._allowed is None else origin in self._allowed
+        origin = _parse_origin(origins[0])
+        if self._allowed is None:
+            return origin is not None and origin[1] in self._hosts
+        return (origin or origins[0]) in self._allowed
 
 
 class UseTicket(Protocol):
@@ -206,7 +209,7 @@ def _refusal(code: RefusalCode, reason: str | None = None) -> Response:
 
 
 def _parse_origin(origin: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port; `None` for what is none, such as `null`."""
+    """Scheme, host and port; `None` for what has none of the web, such as `null`."""
     try:
         parts = urlsplit(origin)
         port = parts.port

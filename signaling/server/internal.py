@@ -1,7 +1,7 @@
 """HTTP for whoever runs the server: health, metrics, webhooks, and the controller API."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
@@ -17,6 +17,7 @@ from signaling.module import ModerationModule
 from signaling.server.addresses import cannot_listen, url_of
 from signaling.server.controller_api import PREFIX, ControllerApi
 from signaling.server.openapi import openapi
+from signaling.server.requests import BodyError, BodyRefused, Hosts, HttpRunner, read_body
 from signaling.settings import HostPort
 
 log = structlog.get_logger(__name__)
@@ -25,7 +26,13 @@ MAX_BODY_BYTES: Final = 256 * 1024
 """LiveKit's webhooks hold the metadata of a participant and of a room, 64 KiB each at most."""
 WEBHOOK_PATH: Final = "/livekit/webhook"
 _STORE_TIMEOUT_S: Final = 2
-_SHUTDOWN_S: Final = 1
+_BODY_ERRORS: Final[Mapping[BodyError, tuple[str, HTTPStatus]]] = {
+    "malformed": ("unparsable", HTTPStatus.BAD_REQUEST),
+    "not_encoded_so": ("unparsable", HTTPStatus.BAD_REQUEST),
+    "unknown_encoding": ("unparsable", HTTPStatus.BAD_REQUEST),
+    "oversized": ("oversized", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    "timeout": ("timeout", HTTPStatus.REQUEST_TIMEOUT),
+}
 
 
 class InternalServer:
@@ -35,6 +42,7 @@ class InternalServer:
     Args:
         is_listening: Whether clients may connect.
         token: What controllers show; without one there is no controller API.
+        hosts: Names by which it is reached beside its own.
 
     Raises:
         ConfigurationError: It cannot listen there; raised when entered.
@@ -47,8 +55,10 @@ class InternalServer:
         is_listening: Callable[[], bool],
         *,
         token: SecretStr | None = None,
+        hosts: frozenset[str] = frozenset(),
     ) -> None:
         self._address = address
+        self._hosts = Hosts(address, hosts)
         self._module = module
         self._is_listening = is_listening
         self._api = ControllerApi(module, token, is_listening)
@@ -66,7 +76,7 @@ class InternalServer:
             ]
         )
         app.add_subapp(PREFIX, self._api.application())
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
+        runner = HttpRunner(app, self._hosts)
         await runner.setup()
         try:
             await web.TCPSite(runner, self._address.host, self._address.port).start()
@@ -119,10 +129,12 @@ class InternalServer:
 
     async def _webhook(self, request: web.Request) -> web.Response:
         try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            metrics.WEBHOOKS.labels("oversized").inc()
-            return web.json_response({"error": "oversized"}, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            body = await read_body(request, MAX_BODY_BYTES)
+        except BodyRefused as refused:
+            reason, status = _BODY_ERRORS[refused.error]
+            metrics.WEBHOOKS.labels(reason).inc()
+            log.warning("webhook_refused", reason=reason)
+            return web.json_response({"error": reason}, status=status)
         try:
             await self._module.receive_webhook(body, request.headers.get("Authorization", ""))
         except WebhookRefused as error:

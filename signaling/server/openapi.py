@@ -19,9 +19,9 @@ Meetings over HTTP, on the internal address of the stand-alone server, for contr
 Bodies are JSON; an optional field without a value is left out.
 """
 _ALWAYS: Final[tuple[ErrorCode, ...]] = (
-    *("invalid_request", "unauthorized", "not_found", "unknown_room", "internal", "unavailable"),
+    *("bad_request", "invalid_request", "unauthorized", "host", "not_found", "unknown_room", "internal", "unavailable"),
 )
-_WITH_A_BODY: Final[tuple[ErrorCode, ...]] = ("invalid_json", "oversized", "unsupported_media_type")
+_WITH_A_BODY: Final[tuple[ErrorCode, ...]] = ("invalid_json", "timeout", "oversized", "unsupported_media_type")
 _IN_PATH: Final[Mapping[str, Json]] = {"room": PLAIN_ID, "id": NAMED}
 _COMMANDS: Final[Mapping[Namespace, Mapping[str, type[Command]]]] = {
     Namespace.LIVEKIT: livekit.COMMANDS,

@@ -3,6 +3,7 @@
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
 from signaling.module import ModerationModule
 from signaling.server.internal import WEBHOOK_PATH, InternalServer
@@ -37,6 +38,7 @@ class ModerationServer:
             self.module,
             lambda: self._websocket.is_listening,
             token=settings.moderation_internal_token,
+            hosts=(settings.moderation_internal_hosts or frozenset()) | _host_of(settings.moderation_webhook_url),
         )
         self._stack = AsyncExitStack()
 
@@ -69,3 +71,8 @@ class ModerationServer:
     def livekit_url(self) -> str:
         """What clients are told to use as LiveKit."""
         return self.module.public_url
+
+
+def _host_of(url: str | None) -> frozenset[str]:
+    host = None if url is None else urlsplit(url).hostname
+    return frozenset() if host is None else frozenset({host})

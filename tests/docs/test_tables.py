@@ -171,7 +171,10 @@ def test_every_outcome_is_listed_and_no_other() -> None:
 def test_refused_webhooks_are_listed_with_their_status() -> None:
     listed = {names(row[1])[0]: int(row[0]) for row in rows("errors.md", "Refused webhooks")}
     reasons = get_args(inspect.signature(errors.WebhookRefused).parameters["reason"].annotation)
-    assert listed == {reason: 400 if reason == "unparsable" else 401 for reason in reasons} | {"oversized": 413}
+    assert listed == {reason: 400 if reason == "unparsable" else 401 for reason in reasons} | {
+        "oversized": 413,
+        "timeout": 408,
+    }
 
 
 def test_refused_connections_are_listed_with_their_status() -> None:

@@ -261,6 +261,27 @@ def test_without_a_setting_a_page_of_the_listening_host_may_connect_whatever_its
     assert Origins(None, HostPort(host, 8700).host).allow([origin]) is allowed
 
 
+@pytest.mark.parametrize("shell", ["capacitor://localhost", "app://x", "tauri://localhost", "file://", "null"])
+async def test_an_app_in_a_shell_may_connect_if_its_origin_is_set(shell: str) -> None:
+    async with hosted(moderation_allowed_origins=f"https://meet.example.org,{shell}") as door:
+        for origin in (shell, "https://meet.example.org"):
+            assert await door.refusal(door.dial(bearer=door.ticket(), origin=origin)) == (101, "connected")
+        for origin in (f"{shell}2", "http://localhost", "https://null", "app://localhost"):
+            assert await door.refusal(door.dial(bearer=door.ticket(), origin=origin)) == (403, "origin")
+
+
+def test_what_is_no_origin_of_the_web_is_compared_as_it_is_written() -> None:
+    origins = Origins(frozenset({"app://Meet", "HTTPS://Meet.Example.org:443"}), "localhost")
+    assert origins.allow(["app://Meet"])
+    assert not origins.allow(["app://meet"])
+    assert origins.allow(["https://meet.example.org"])
+
+
+@pytest.mark.parametrize("origin", ["https://anywhere.example.org", "null", "app://x", "http://["])
+def test_all_origins_may_be_allowed(origin: str) -> None:
+    assert Origins(frozenset({"*"}), "localhost").allow([origin])
+
+
 def test_two_origins_are_none() -> None:
     assert not Origins(None, "localhost").allow(["http://localhost", "http://localhost"])
 
