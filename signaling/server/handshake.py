@@ -54,6 +54,7 @@ MESSAGES: Final[dict[RefusalCode, str]] = {
     "origin": "Pages of this origin may not connect.",
     "unavailable": "The server cannot tell now; try again later, with the same ticket.",
 }
+_JSON: Final = "application/json"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -150,7 +151,7 @@ class Handshake:
     ) -> Response | None:
         """Use the ticket up if this becomes a connection; whoever came first with it gets in."""
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            return None
+            return _saying_less(response)
         ticket = self._verified[connection]
         try:
             is_first = await self._use_ticket(ticket.id, until=ticket.until)
@@ -201,11 +202,21 @@ def _refusal(code: RefusalCode, reason: str | None = None) -> Response:
         [
             ("Connection", "close"),
             ("Content-Length", str(len(body))),
-            ("Content-Type", "application/json"),
+            ("Content-Type", _JSON),
             ("Cache-Control", "no-store"),
         ]
     )
     return Response(STATUS[code].value, STATUS[code].phrase, headers, body)
+
+
+def _saying_less(response: Response) -> Response | None:
+    """The library's own refusals repeat the header that is wrong, where a ticket may be; ours are as they are."""
+    if response.headers.get("Content-Type") == _JSON:
+        return None
+    body = f"No WebSocket was opened: {response.status_code} {response.reason_phrase}.\n".encode()
+    del response.headers["Content-Length"]
+    response.headers["Content-Length"] = str(len(body))
+    return Response(response.status_code, response.reason_phrase, response.headers, body)
 
 
 def _parse_origin(origin: str) -> tuple[str, str, int] | None:
