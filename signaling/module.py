@@ -401,8 +401,8 @@ class ModerationModule:
         return await self._store.keep_once(Kept.TICKET, ticket, until=until, now=self._clock())
 
     async def check_store(self) -> None:
-        """Return if the store answers; raises `StoreError` if not."""
-        await self._store.rooms()
+        """Return if the store can be written; raises `StoreError` if not."""
+        await self._store.check()
 
     @property
     def livekit_answers(self) -> bool:

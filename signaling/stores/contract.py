@@ -85,6 +85,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Finish what was begun and let go of everything. Closing twice is fine; using it after that is not."""
 
+    async def check(self) -> None:
+        """Return if the store can be written now, as far as trying it shows; raises `StoreError` if not."""
+
     async def rooms(self) -> tuple[RoomId, ...]:
         """Every meeting that is kept, sorted."""
 

@@ -63,6 +63,9 @@ class MemoryStore(Store):
     async def close(self) -> None:
         """Nothing is to be let go of."""
 
+    async def check(self) -> None:
+        """Nothing can be in the way."""
+
     async def rooms(self) -> tuple[RoomId, ...]:
         """Every meeting that is kept, sorted."""
         return tuple(sorted(self._records))

@@ -1,8 +1,8 @@
-"""A store for one node, in one file: what was committed survives the process."""
+"""A store for one node, in one file: what was committed survives the process, and the file's damage."""
 
 import asyncio
-import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, closing, suppress
 from dataclasses import dataclass
@@ -12,34 +12,22 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, Generic, TypeVar
 
+import structlog
+
 from signaling.core.conclusions import Announcement
-from signaling.errors import StoreError, StoreLocked
+from signaling.errors import StoreError
 from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Kept, Listener, Record, Store
 from signaling.stores.memory import KeptKeys, Turns
-from signaling.stores.serialization import dump_audit_entry, dump_record, load_audit_entry, load_record
+from signaling.stores.serialization import dump_audit_entry, dump_record, load_audit_entry
+from signaling.stores.sqlite_file import Contents, SQLiteFile
 
-_APPLICATION_ID: Final = 0x4C4B4D4F
-_STEPS: Final = (
-    (
-        f"PRAGMA application_id = {_APPLICATION_ID}",
-        "CREATE TABLE meetings (room TEXT PRIMARY KEY, revision INTEGER NOT NULL, record BLOB NOT NULL)",
-        """CREATE TABLE audit
-            (room TEXT NOT NULL, number INTEGER NOT NULL, command_id TEXT NOT NULL, entry BLOB NOT NULL)""",
-        "CREATE UNIQUE INDEX audit_by_number ON audit (room, number)",
-        "CREATE INDEX audit_by_command ON audit (room, command_id)",
-    ),
-    (
-        """CREATE TABLE kept
-            (kind TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID""",
-        "CREATE INDEX kept_by_end ON kept (kind, until)",
-        "CREATE TABLE probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL)",
-    ),
-)
-"""What makes of each schema the next; an empty file has schema 0."""
-_SCHEMA_VERSION: Final = len(_STEPS)
+log = structlog.get_logger(__name__)
+
 _MOST_AT_ONCE: Final = 64
 """Writes that are committed together when that many wait."""
+_LOOK_S: Final = 1.0
+"""How often the file is looked at when nothing is written, and how often a damaged one is tried to be made anew."""
 
 _Result = TypeVar("_Result")
 
@@ -51,12 +39,16 @@ class _Operation(Generic[_Result]):
 
     Attributes:
         work: Called in the writer thread, within a transaction; again if others in the same transaction failed.
+        remember: Called in the writer thread when it is committed: with what the file has then, to note it there.
         follow_up: Called in the event loop when it is committed, before anybody who waits goes on.
+        size: Bytes that it writes, roughly.
     """
 
     work: Callable[[sqlite3.Connection], _Result]
-    follow_up: Callable[[_Result], None] | None
     answer: asyncio.Future[_Result]
+    remember: Callable[[Contents, _Result], None] | None = None
+    follow_up: Callable[[_Result], None] | None = None
+    size: int = 0
 
     def settle(self, result: _Result) -> None:
         try:
@@ -77,7 +69,7 @@ class SQLiteStore(Store):
 
     One thread has the database to itself and works through a queue; what waits there is committed together. Records
     are read from memory: nobody else can have changed them. A crash of the process loses nothing, a power failure
-    perhaps the last commits.
+    perhaps the last commits. A file that is deleted, replaced or damaged while it is in use is made anew.
 
     Args:
         path: Made when missing, with its directories, for this user only.
@@ -89,6 +81,11 @@ class SQLiteStore(Store):
         self._audit_entries = audit_entries
         self._records: dict[RoomId, Record] = {}
         self._kept = KeptKeys()
+        self._unwritten = 0
+        """Bytes of the largest write that failed since one as large succeeded; this and what follows: the thread's."""
+        self._broken: StoreError | None = None
+        """Why a damaged file could not be made anew the last time."""
+        self._tried_at = 0.0
         self._listeners: list[Listener] = []
         self._turns = Turns()
         self._queue: SimpleQueue[_Operation[Any] | None] | None = None
@@ -109,21 +106,23 @@ class SQLiteStore(Store):
             raise StoreError(f"{self._path}: is open already")
         loop = asyncio.get_running_loop()
         queue: SimpleQueue[_Operation[Any] | None] = SimpleQueue()
-        opened: asyncio.Future[tuple[dict[RoomId, Record], KeptKeys]] = loop.create_future()
+        opened: asyncio.Future[Contents] = loop.create_future()
         self._ended = loop.create_future()
+        self._unwritten, self._broken = 0, None
         # A daemon: whoever forgets to close must not keep the interpreter, and what was answered is in the file.
         self._thread = Thread(
             target=self._serve, args=(loop, queue, opened, self._ended), name="signaling-sqlite", daemon=True
         )
         self._thread.start()
         try:
-            self._records, self._kept = await opened
+            contents = await opened
         except asyncio.CancelledError:
             queue.put(None)  # the thread lets go of everything by itself
             raise
         except Exception:
             await self.close()
             raise
+        self._records, self._kept = contents.records, contents.kept
         self._queue = queue
 
     async def close(self) -> None:
@@ -136,8 +135,12 @@ class SQLiteStore(Store):
         await asyncio.shield(self._ended)
         self._thread.join()  # it said that it ends
 
+    async def check(self) -> None:
+        """Write as much as could not be written before; raises `StoreError` if it still cannot be."""
+        await self._do(self._probe, remember=self._note_probed)
+
     async def rooms(self) -> tuple[RoomId, ...]:
-        """Every meeting that is kept, sorted. Asks the database, and so tells whether that answers."""
+        """Every meeting that is kept, sorted."""
         return await self._do(_rooms)
 
     async def read(self, room: RoomId) -> Record | None:
@@ -151,12 +154,22 @@ class SQLiteStore(Store):
         """Put `record` in the place of the one before it, if it is the next. Cancelling stops the waiting only."""
         commit = Commit(record, tuple(announcements))
         entry = None if audit is None else (audit.command_id, dump_audit_entry(audit))
-        work = partial(_write, record.state.room, record.revision, dump_record(record), entry, self._audit_entries)
-        return await self._do(work, partial(self._note_write, commit))
+        data = dump_record(record)
+        work = partial(_write, record.state.room, record.revision, data, entry, self._audit_entries)
+        return await self._do(
+            work,
+            remember=lambda contents, written: contents.note_write(record) if written else None,
+            follow_up=partial(self._note_write, commit),
+            size=len(data) + (0 if entry is None else len(entry[1])),
+        )
 
     async def forget(self, room: RoomId, revision: int) -> bool:
         """Drop a meeting and its audit, if `revision` is still the kept one. Cancelling stops the waiting only."""
-        return await self._do(partial(_forget, room, revision), partial(self._note_forgotten, room))
+        return await self._do(
+            partial(_forget, room, revision),
+            remember=lambda contents, forgotten: contents.note_forgotten(room) if forgotten else None,
+            follow_up=partial(self._note_forgotten, room),
+        )
 
     async def audit(self, room: RoomId, *, limit: int, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
         """The newest entries of a meeting, newest first."""
@@ -171,8 +184,12 @@ class SQLiteStore(Store):
         self._open_queue()
         if self._kept.at(kind, now).get(key, float("-inf")) >= until:
             return False
-        follow_up = partial(self._note_kept, kind, key, until)
-        return await self._do(partial(_keep_once, kind, key, until, now), follow_up)
+        return await self._do(
+            partial(_keep_once, kind, key, until, now),
+            remember=lambda contents, _: contents.note_kept(kind, key, until, now),
+            follow_up=partial(self._note_kept, kind, key, until),
+            size=len(key),
+        )
 
     async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
         """All keys of a kind, and until when each is kept."""
@@ -195,11 +212,16 @@ class SQLiteStore(Store):
         return self._queue
 
     async def _do(
-        self, work: Callable[[sqlite3.Connection], _Result], follow_up: Callable[[_Result], None] | None = None
+        self,
+        work: Callable[[sqlite3.Connection], _Result],
+        *,
+        remember: Callable[[Contents, _Result], None] | None = None,
+        follow_up: Callable[[_Result], None] | None = None,
+        size: int = 0,
     ) -> _Result:
         queue = self._open_queue()
         answer: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
-        queue.put(_Operation(work, follow_up, answer))
+        queue.put(_Operation(work, answer, remember, follow_up, size))
         return await answer
 
     def _note_write(self, commit: Commit, written: bool) -> None:  # noqa: FBT001 - the result, whatever it is
@@ -222,7 +244,7 @@ class SQLiteStore(Store):
         self,
         loop: asyncio.AbstractEventLoop,
         queue: SimpleQueue[_Operation[Any] | None],
-        opened: asyncio.Future[tuple[dict[RoomId, Record], KeptKeys]],
+        opened: asyncio.Future[Contents],
         ended: asyncio.Future[None],
     ) -> None:
         def tell(callback: Callable[..., None], *arguments: object) -> None:
@@ -230,53 +252,97 @@ class SQLiteStore(Store):
                 loop.call_soon_threadsafe(callback, *arguments)
 
         try:
-            with closing(_connect(self._path)) as database:
-                tell(_resolve, opened, _prepare(database, self._path), None)
-                while batch := _next_batch(queue):
-                    for settle in self._carry_out(database, batch):
+            with closing(SQLiteFile(self._path)) as file:
+                file.open()
+                tell(_resolve, opened, file.contents.copy(), None)
+                while (batch := _next_batch(queue)) is not None:
+                    for settle in self._carry_out(file, batch):
                         tell(settle)
-        except sqlite3.Error as error:
-            tell(_resolve, opened, None, _failure(self._path, error))
-        except OSError as error:
-            failure = StoreError(f"{self._path}: {error.strerror} ({error.filename})")
-            failure.__cause__ = error
-            tell(_resolve, opened, None, failure)
         except Exception as error:  # noqa: BLE001 - passed on to whoever opens
             tell(_resolve, opened, None, error)
         finally:
             tell(_resolve, ended, None, None)
 
-    def _carry_out(self, database: sqlite3.Connection, batch: Sequence[_Operation[Any]]) -> list[Callable[[], None]]:
+    def _carry_out(self, file: SQLiteFile, batch: Sequence[_Operation[Any]]) -> list[Callable[[], None]]:
         """Do all of it in one transaction, or each by itself when that fails; what then is to be done in the loop."""
         try:
-            database.execute("BEGIN IMMEDIATE")
-            done: list[Callable[[], None]] = [partial(each.settle, each.work(database)) for each in batch]
-            database.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - passed on to whoever waits
-            with suppress(sqlite3.Error):
-                database.execute("ROLLBACK")
-            if len(batch) > 1:
-                return [settle for each in batch for settle in self._carry_out(database, [each])]
-            failure = _failure(self._path, error) if isinstance(error, sqlite3.Error) else error
-            return [partial(batch[0].fail, failure)]
-        return done
+            self._make_sound(file)
+            if not batch:
+                return []
+            results = self._commit(file, batch)
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, StoreError):  # which is about the file, and so about all
+                return [settle for each in batch for settle in self._carry_out(file, [each])]
+            failure = file.failure(error) if isinstance(error, sqlite3.Error) else error
+            if isinstance(failure, StoreError):
+                self._unwritten = max([self._unwritten, *(each.size for each in batch)])
+            elif not batch:
+                log.exception("task_failed")  # a bug, and nobody waits to be told
+            return [partial(each.fail, failure) for each in batch]
+        for each, result in zip(batch, results, strict=True):
+            if each.remember is not None:
+                each.remember(file.contents, result)
+        if max(each.size for each in batch) >= self._unwritten:
+            self._unwritten = 0
+        return [partial(each.settle, result) for each, result in zip(batch, results, strict=True)]
 
-
-def _next_batch(queue: SimpleQueue[_Operation[Any] | None]) -> list[_Operation[Any]]:
-    """What waits, or what comes next; nothing when it is over."""
-    batch: list[_Operation[Any]] = []
-    operation = queue.get()
-    while operation is not None:
-        batch.append(operation)
-        if len(batch) == _MOST_AT_ONCE:
-            break
+    def _commit(self, file: SQLiteFile, batch: Sequence[_Operation[Any]]) -> list[Any]:
         try:
+            return file.transact(lambda database: [each.work(database) for each in batch])
+        except sqlite3.Error as error:
+            if not file.is_damage(error):
+                raise
+        self._make_sound(file)
+        return file.transact(lambda database: [each.work(database) for each in batch])
+
+    def _make_sound(self, file: SQLiteFile) -> None:
+        """
+        Make the file anew if it is not as it was left.
+
+        Raises:
+            StoreError: It cannot be, or could not be a moment ago.
+        """
+        if (damage := file.damage()) is None:
+            return
+        if self._broken is None:
+            log.error("store_damaged", path=str(self._path), reason=damage)
+        elif time.monotonic() < self._tried_at + _LOOK_S:
+            raise self._broken
+        self._tried_at = time.monotonic()
+        try:
+            entries = file.renew()
+        except (sqlite3.Error, OSError, StoreError) as error:
+            failure = file.failure(error)
+            if self._broken is None or str(failure) != str(self._broken):
+                log.error("store_not_renewed", error=str(failure))  # noqa: TRY400 - no bug, no traceback
+            self._broken = failure
+            raise failure from error
+        self._broken = None
+        log.warning("store_renewed", path=str(self._path), meetings=len(file.contents.records), audit=entries)
+
+    def _probe(self, database: sqlite3.Connection) -> None:
+        database.execute("REPLACE INTO probe VALUES (1, zeroblob(?))", (self._unwritten,))
+
+    def _note_probed(self, _contents: Contents, _: None) -> None:
+        self._unwritten = 0
+
+
+def _next_batch(queue: SimpleQueue[_Operation[Any] | None]) -> list[_Operation[Any]] | None:
+    """What waits, or what comes next; nothing when nothing comes for a while, and `None` when it is over."""
+    batch: list[_Operation[Any]] = []
+    try:
+        operation = queue.get(timeout=_LOOK_S)
+        while operation is not None:
+            batch.append(operation)
+            if len(batch) == _MOST_AT_ONCE:
+                break
             operation = queue.get_nowait()
-        except Empty:
-            break
-    else:
-        if batch:
+        else:
+            if not batch:
+                return None
             queue.put(None)  # nothing comes after the end, so it is still the last
+    except Empty:
+        pass
     return batch
 
 
@@ -289,64 +355,7 @@ def _resolve(future: asyncio.Future[Any], result: object, error: Exception | Non
         future.set_exception(error)
 
 
-def _failure(path: Path, error: sqlite3.Error) -> StoreError:
-    # The low byte is the kind of error; errors of Python's own have no code.
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-        failure: StoreError = StoreLocked(f"{path}: another process holds it")
-    else:
-        failure = StoreError(f"{path}: {error}")
-    failure.__cause__ = error
-    return failure
-
-
 # --- The database ------------------------------------------------------------------------------------------------
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    _make_directory(path.parent)
-    if path.is_dir():
-        raise StoreError(f"{path}: is a directory")
-    with suppress(FileExistsError):
-        # Never opened when it exists: closing it would let go of a lock that this process holds.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    return sqlite3.connect(path, timeout=0, isolation_level=None)
-
-
-def _make_directory(directory: Path) -> None:
-    if not directory.is_dir():
-        _make_directory(directory.parent)
-        directory.mkdir(mode=0o700, exist_ok=True)
-
-
-def _prepare(database: sqlite3.Connection, path: Path) -> tuple[dict[RoomId, Record], KeptKeys]:
-    """Lock the file, make the tables that it does not have yet, and read all that is read from memory later."""
-    database.execute("PRAGMA locking_mode = EXCLUSIVE")
-    database.execute("BEGIN EXCLUSIVE")  # kept until the end
-    application_id, version, tables = (
-        database.execute(query).fetchone()[0]
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
-    if application_id != _APPLICATION_ID and (application_id or version or tables):
-        raise StoreError(f"{path}: is a database of something else")
-    if application_id and version > _SCHEMA_VERSION:
-        raise StoreError(f"{path}: has schema {version}, and this version knows {_SCHEMA_VERSION} at most")
-    for step in _STEPS[version:]:
-        for statement in step:
-            database.execute(statement)
-    database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-    database.execute("COMMIT")
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = NORMAL")
-    records = {}
-    for room, data in database.execute("SELECT room, record FROM meetings"):
-        try:
-            records[RoomId(room)] = load_record(data)
-        except StoreError as error:
-            raise StoreError(f"{path}: meeting {room}: {error}") from error
-    kept = KeptKeys()
-    for kind, key, until in database.execute("SELECT kind, key, until FROM kept"):
-        kept.add(Kept(kind), key, until)
-    return records, kept
 
 
 def _rooms(database: sqlite3.Connection) -> tuple[RoomId, ...]:

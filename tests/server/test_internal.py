@@ -1,18 +1,22 @@
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from signaling import ModerationModule, Participant, StoreError, metrics
+from signaling import ModerationModule, Participant, Role, StoreError, metrics
 from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.server import ModerationServer, internal, make_ticket
 from signaling.settings import ServerSettings
+from signaling.stores.sqlite import SQLiteStore
 from signaling.testing import SignalingClient, SignalOnlyParticipant
 from signaling.testing.webhooks import sign_webhook
 from tests.meeting_on_fake import until
@@ -24,6 +28,12 @@ from tests.server.keys import SECRET
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
         yield session
+
+
+@pytest.fixture
+async def host_on_file(livekit: EmbeddedServer, tmp_path: Path) -> AsyncIterator[Hosted]:
+    async with hosted(livekit, store=SQLiteStore(tmp_path / "state" / "meetings.sqlite")) as running:
+        yield running
 
 
 async def get(http: aiohttp.ClientSession, host: Hosted, path: str) -> tuple[int, Mapping[str, Any]]:
@@ -74,6 +84,51 @@ async def test_a_store_that_hangs_is_a_reason_too(
     monkeypatch.setattr(internal, "_STORE_TIMEOUT_S", 0.01)
     status, answer = await get(http, door, "/readyz")
     assert (status, answer["store"]) == (503, False)
+
+
+async def test_a_store_that_is_full_is_a_reason_until_there_is_room_again(
+    host_on_file: Hosted, http: aiohttp.ClientSession
+) -> None:
+    store = host_on_file.module._store
+    assert isinstance(store, SQLiteStore)
+
+    async def allow_pages(number: int) -> None:
+        await store._do(lambda database: database.execute(f"PRAGMA max_page_count = {number}").fetchone())
+
+    async with host_on_file.client("alice", Role.MODERATOR) as alice:
+        await alice.join()
+        await allow_pages(1)  # no more than there are
+        everybody = [f"somebody-{number:0100}" for number in range(1_000)]
+        result = await alice.command("enable_microphone_restrictions", unrestricted_participants=everybody)
+        assert result["error"] == "unavailable"
+        status, answer = await get(http, host_on_file, "/readyz")
+        assert (status, answer["status"], answer["store"]) == (503, "unavailable", False)
+        await allow_pages(100_000)
+        status, answer = await get(http, host_on_file, "/readyz")
+        assert (status, answer["store"]) == (200, True)
+        result = await alice.command("enable_microphone_restrictions", unrestricted_participants=everybody)
+        assert "error" not in result
+
+
+async def test_a_store_whose_file_cannot_be_made_anew_is_a_reason(
+    host_on_file: Hosted, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    async with host_on_file.client("alice", Role.MODERATOR) as alice:
+        await alice.join()
+        shutil.rmtree(state)
+        state.write_text("in the way")
+        status, answer = await get(http, host_on_file, "/readyz")
+        assert (status, answer["store"]) == (503, False)
+        state.unlink()
+
+        async def is_ready() -> bool:
+            return (await get(http, host_on_file, "/readyz"))[0] == HTTPStatus.OK
+
+        async with asyncio.timeout(10):
+            while not await is_ready():  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(0.05)
+    assert (state / "meetings.sqlite").exists()
 
 
 async def test_who_does_not_listen_is_not_ready(door: Hosted, http: aiohttp.ClientSession) -> None:

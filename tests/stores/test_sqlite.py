@@ -19,7 +19,7 @@ import signaling
 from signaling.core.participants import Source
 from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import CommandId, RoomId
-from signaling.stores import sqlite
+from signaling.stores import sqlite, sqlite_file
 from signaling.stores.contract import AuditEntry, Commit, Kept, Record
 from signaling.stores.sqlite import SQLiteStore
 from tests.core.meetings import ALICE, BOARD, MEETING
@@ -406,7 +406,7 @@ def something_else(path: Path) -> None:
 
 def a_newer_schema(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
-        database.execute(f"PRAGMA application_id = {sqlite._APPLICATION_ID}")
+        database.execute(f"PRAGMA application_id = {sqlite_file._APPLICATION_ID}")
         database.execute("PRAGMA user_version = 99")
 
 
