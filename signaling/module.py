@@ -3,22 +3,23 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
 from itertools import takewhile
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import structlog
 
 from signaling import metrics
 from signaling.answers import answers, asks_for_result, is_preview, named_action, result
 from signaling.clock import SteadyClock
-from signaling.core.commands import AnyCommand, ChangeRole, Enter, Extend, LoseConnections, ModeratorCommand, Move
+from signaling.core.commands import AnyCommand, ChangeRole, Depart, Enter, Extend, ModeratorCommand, Move
 from signaling.core.conclusions import Announcement, Conclusion, Everyone
 from signaling.core.decisions import Refusal, may_moderate
 from signaling.core.participants import Kind, Participant, Role
 from signaling.core.policy import publishable
+from signaling.entrance import Entrance
 from signaling.errors import (
     InvalidParticipant,
     MediaServerError,
@@ -49,7 +50,7 @@ from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
 from signaling.rooms import OVER, Meeting, Rules, TooManyWaiting, new_command_id, until_done
-from signaling.session import Deliver, Session
+from signaling.session import Deliver, Found, Session
 from signaling.settings import Settings, websocket_form
 from signaling.stores import open_store
 from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
@@ -104,7 +105,9 @@ class ModerationModule:
             remove_unknown=self.settings.moderation_unknown_participants == "remove",
             sweep_s=self.settings.moderation_sweep_s,
             empty_s=self.settings.moderation_empty_room_s,
+            grace_s=self.settings.moderation_disconnect_grace_s,
         )
+        self._entrance = Entrance(self._clock)
         self._meetings: dict[RoomId, Meeting] = {}
         self._joining: defaultdict[RoomId, int] = defaultdict(int)
         self._arriving: defaultdict[tuple[RoomId, ParticipantId], list[Session]] = defaultdict(list)
@@ -183,58 +186,122 @@ class ModerationModule:
             StoreError: They have not joined.
         """
         meeting = self._meeting(room)
-        self._joining[room] += 1
         session = Session(self, meeting, participant.id, deliver, extensions)
-        self._arriving[room, participant.id].append(session)
+        arriving = meeting.spawn(self._let_in(session, participant))
+        self._keep_until_done(arriving, self._engaged(room), self._arrives(session))
         try:
-            return await self._join(session, participant)
-        except BaseException:
-            self.drop(session)
-            if participant.id not in self._sessions.get(room, {}):
-                # The commit may have been made all the same: whoever gave up then has the grace period, and no more.
-                meeting.run_in_background(self.lose_connections(meeting, frozenset({participant.id})))
+            return await meeting.completion(arriving)
+        except asyncio.CancelledError:
+            session.give_up()
+            taking_back = meeting.run_in_background(self._take_back(session, arriving))
+            self._keep_until_done(taking_back, self._engaged(room))
             raise
+
+    def _keep_until_done(self, task: asyncio.Task[Any], *kept: AbstractContextManager[None]) -> None:
+        """Enter these at once, and leave them when the task is done, also if it is cancelled before its first step."""
+        stack = ExitStack()
+        for each in kept:
+            stack.enter_context(each)
+        task.add_done_callback(lambda _: stack.close())
+
+    @contextmanager
+    def _engaged(self, room: RoomId) -> Iterator[None]:
+        """Somebody comes or is taken back meanwhile, so the meeting is looked after, though it may not be kept yet."""
+        self._joining[room] += 1
+        try:
+            yield
         finally:
-            self._arriving[room, participant.id].remove(session)
-            if not self._arriving[room, participant.id]:
-                del self._arriving[room, participant.id]
             self._joining[room] -= 1
             if not self._joining[room]:
                 del self._joining[room]
+                self._let_go_if_unused(room)
+
+    @contextmanager
+    def _arrives(self, session: Session) -> Iterator[None]:
+        """Listed as somebody who is being let in, so that their place is kept for them."""
+        key = session.room, session.id
+        self._arriving[key].append(session)
+        try:
+            yield
+        finally:
+            self._arriving[key].remove(session)
+            if not self._arriving[key]:
+                del self._arriving[key]
+
+    async def _let_in(self, session: Session, participant: Participant) -> Session:
+        """Let somebody in, or leave everything as it was."""
+        try:
+            return await self._join(session, participant)
+        except Exception:
+            self.drop(session)
+            keeping = session.meeting.run_in_background(until_done(lambda: self._keep_place(session)))
+            self._keep_until_done(keeping, self._engaged(session.room))
+            raise
+        except asyncio.CancelledError:  # this process ends
+            self.drop(session)
+            raise
+
+    async def _keep_place(self, session: Session) -> None:
+        """An older session may have given way to one that came to nothing: then the place is kept for the grace."""
+        if session.id in (await session.meeting.record()).state.members:
+            await session.meeting.lose_connections({session.id: lambda: not self._has_session(session)})
+
+    def _has_session(self, session: Session) -> bool:
+        return session.id in self._sessions.get(session.room, {})
+
+    async def _take_back(self, session: Session, arriving: asyncio.Task[Session]) -> None:
+        """Whoever let somebody in has gone: what came of it is undone."""
+        await asyncio.wait({arriving})
+        if not arriving.cancelled() and arriving.exception() is None:
+            await until_done(lambda: self._undo_entering(session))
+
+    async def _undo_entering(self, session: Session) -> None:
+        meeting, found = session.meeting, session.found
+        if found is not None and session.is_newest:
+            if found.member is None:
+                depart = Depart(session.id)
+                await meeting.commit_chosen(session.id, lambda _: depart if session.is_newest else None)
+            else:
+                await meeting.lose_connections({session.id: lambda: session.is_newest})
+        session.finish()
+        if found is not None and not found.goes_on:
+            await meeting.end_if_empty(self._clock())
 
     async def _join(self, session: Session, participant: Participant) -> Session:
         meeting = session.meeting
-        if participant.id in (await meeting.record()).state.bans:
-            raise _banned(participant.id)  # before a room is made for them
-        livekit_answers = await self._open_room(session, participant.breakout)
         sessions = self._sessions[session.room].setdefault(session.id, [])
         sessions.append(session)
         metrics.SESSIONS.inc()
         entering = Enter(participant, knows_moderation=session.has_moderation)
-        committed = await meeting.commit_now(participant.id, entering)
+        with self._entrance.waiting():
+            # Before their room is made: the meeting then knows of every room that is there.
+            committed = await meeting.commit_chosen(participant.id, lambda _: None if session.is_given_up else entering)
         if isinstance(committed, Refusal):
-            raise _banned(participant.id)
-        before, record = committed.before, committed.record
-        for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
-            older.end("taken_over")
-        data = join_data(record, self._credentials(session, record)) if livekit_answers else None
+            raise _banned(participant.id) if committed.error == "banned" else SessionEnded("nobody waits for it")
+        before, entered = committed.before, committed.record
+        session.found = Found(before.members.get(session.id), before.goes_on)
+        if not session.is_over:
+            for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
+                older.end("taken_over")
+        credentials = await self.mint_credentials(session)
+        data = None if credentials is None else join_data(entered, credentials)
         welcome = None
         if session.has_control:
             view: moderation.JoinView | None = None
             if session.has_moderation:
-                moderates = record.state.is_moderator(session.id)
-                view = meeting.show(record) if moderates else may_publish(record, session.id)
-            welcome = join_success(record, session.id, attendance=meeting.attendance, data=data, view=view)
-        session.begin(record.revision, data, welcome)
+                moderates = entered.state.is_moderator(session.id)
+                view = meeting.show(entered) if moderates else may_publish(entered, session.id)
+            welcome = join_success(entered, session.id, attendance=meeting.attendance, data=data, view=view)
+        session.begin(entered.revision, data, welcome)
         if data is None:
             session.tell(livekit.LiveKitError(error="livekit_unavailable"))
-        for request_id, request in record.state.unmute_requests.items():  # asked before their connection broke
+        for request_id, request in entered.state.unmute_requests.items():  # asked before their connection broke
             is_open = request.participant == session.id and request.expires_at > self._clock()
             if is_open and session.has_moderation:
                 session.tell(moderation.UnmuteRequested(request_id=request_id, moderator=request.moderator))
-        if before.room_of(session.id) not in {None, record.state.room_of(session.id)}:
+        if before.room_of(session.id) not in {None, entered.state.room_of(session.id)}:
             await meeting.remove_identities(session.id, before)
-        elif publishable(session.id, before) != publishable(session.id, record.state):
+        elif publishable(session.id, before) != publishable(session.id, entered.state):
             meeting.reconciler.repair({session.id})  # they may still be in LiveKit with what held before
         log.info("participant_joined", room=session.room, participant=session.id, kind=participant.kind.value)
         return session
@@ -247,7 +314,8 @@ class ModerationModule:
             StoreError: The meeting goes on.
         """
         meeting = self._meeting(room)
-        deleting = await meeting.end()
+        with self._engaged(room):
+            deleting = await meeting.see_through(meeting.end())
         log.info("meeting_ended", room=room)
         await asyncio.wait({deleting}, timeout=self.settings.moderation_livekit_timeout_s)
 
@@ -293,6 +361,13 @@ class ModerationModule:
         if spoken is Namespace.ECHO:
             raise ValueError(f"{namespace} is not the module's")
         meeting = await self._meeting_that_goes_on(room)
+        with self._engaged(room):
+            return await meeting.see_through(self._command(meeting, spoken, payload, as_))
+
+    async def _command(
+        self, meeting: Meeting, spoken: Namespace, payload: object, as_: ParticipantId | None
+    ) -> moderation.Result:
+        room = meeting.room
         sender = CONTROLLER if as_ is None else as_
         command_id = new_command_id()
         began_at = time.perf_counter()
@@ -326,7 +401,9 @@ class ModerationModule:
             StoreError: Nothing changed.
         """
         meeting = await self._meeting_that_goes_on(room)
-        answer = await meeting.take_turn(CONTROLLER, ChangeRole(participant, role), new_command_id())
+        changing = meeting.take_turn(CONTROLLER, ChangeRole(participant, role), new_command_id())
+        with self._engaged(room):
+            answer = await meeting.see_through(changing)
         if answer is OVER:
             raise NoSuchMeeting(f"the meeting {room} has ended")
         if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
@@ -354,12 +431,16 @@ class ModerationModule:
                 break
             newest = listed[-1]
             try:
-                await newest.move(breakout)
+                await newest.be_moved(breakout)
             except SessionEnded as error:
                 raise NotInMeeting(f"{participant} is not in the meeting") from error
             return
         # Nobody to deliver to: their connection is broken, and whoever comes back gets credentials then.
-        committed = await meeting.commit_now(participant, Move(participant, breakout))
+        with self._engaged(room):
+            await meeting.see_through(self._move_absent(meeting, participant, breakout))
+
+    async def _move_absent(self, meeting: Meeting, participant: ParticipantId, breakout: BreakoutId | None) -> None:
+        committed = await meeting.commit_now(participant, Move(participant, breakout, is_action=True))
         if isinstance(committed, Refusal):
             raise NotInMeeting(f"{participant} is not in the meeting")
         await meeting.remove_identities(participant, committed.before)
@@ -451,6 +532,12 @@ class ModerationModule:
         except Exception:
             log.exception("command_failed", room=session.room, participant=session.id, action=action)
             answer = Refusal("internal")
+        except asyncio.CancelledError:  # this process ends
+            answer = Refusal("unavailable")
+            with_result = session.has_moderation and asks_for_result(spoken, payload, transaction_id)
+            for event in answers(spoken, action, command_id, answer, with_result=with_result):
+                session.tell(event, transaction_id)
+            raise
         finally:
             self._senders.pop(command_id, None)
         duration_s = time.perf_counter() - began_at
@@ -687,8 +774,7 @@ class ModerationModule:
                         session.end("banned" if person in state.bans else "kicked", commit.record.revision)
         if not state.goes_on:
             for session in [session for listed in sessions.values() for session in listed]:
-                if session.has_begun:
-                    session.end("meeting_ended")
+                session.end("meeting_ended", commit.record.revision)
 
     def _on_state_changed(self, meeting: Meeting, changed: moderation.StateChanged) -> None:
         state = None if meeting.newest is None else meeting.newest.state
@@ -742,7 +828,9 @@ class ModerationModule:
                 self._media,
                 self._rules,
                 clock=self._clock,
-                on_forgotten=lambda: self._on_forgotten(room),
+                entrance=self._entrance,
+                is_arriving=lambda participant: (room, participant) in self._arriving,
+                on_forgotten=lambda: self._let_go_if_unused(room),
                 on_people_in_livekit=self._note_people_in_livekit,
                 on_state_changed=lambda changed: self._on_state_changed(self._meeting(room), changed),
             )
@@ -751,18 +839,19 @@ class ModerationModule:
             meeting.start()
         return meeting
 
-    def _on_forgotten(self, room: RoomId) -> None:
-        self._closing.add(closing := asyncio.create_task(self._let_go_of(room)))
-        closing.add_done_callback(self._closing.discard)
+    def _let_go_if_unused(self, room: RoomId) -> None:
+        """Nothing need run for a meeting of which nothing is kept, unless somebody begins it."""
+        if room in self._meetings and room not in self._joining and room not in self._sessions:
+            self._closing.add(closing := asyncio.create_task(self._let_go_of(room)))
+            closing.add_done_callback(self._closing.discard)
 
     async def _let_go_of(self, room: RoomId) -> None:
-        """Nothing is kept of a meeting any more; unless somebody has begun it anew, nothing need run for it."""
         meeting = self._meetings.get(room)
         if meeting is None:
             return
         async with self._store.turn(room):
             pass  # whoever still waited for a turn has had it
-        is_over = (await meeting.record()).revision == 0
+        is_over = (await until_done(meeting.record)).revision == 0
         is_unused = room not in self._joining and room not in self._sessions
         if is_over and is_unused and self._meetings.get(room) is meeting:
             del self._meetings[room]
@@ -774,7 +863,9 @@ class ModerationModule:
         for meeting in meetings.values():
             metrics.MEETINGS.dec()
             await meeting.close()
-        await asyncio.gather(*self._closing)
+        for closing in tuple(self._closing):
+            closing.cancel()  # it may wait for the store
+        await asyncio.gather(*self._closing, return_exceptions=True)
         for sessions in tuple(self._sessions.values()):
             for session in [session for listed in sessions.values() for session in listed]:
                 self.drop(session)
@@ -785,16 +876,11 @@ class ModerationModule:
             meeting = self._meeting(room)
             record = await meeting.record()
             meeting.note(record)
-            await self.lose_connections(meeting, frozenset(record.state.members))
+            await meeting.lose_connections(dict.fromkeys(record.state.members, lambda: True))
             meeting.run_in_background(meeting.finish_staged())
             meeting.run_in_background(meeting.restore_rooms())
             if record.state.doomed:
                 meeting.run_in_background(meeting.delete_doomed_rooms())
-
-    async def lose_connections(self, meeting: Meeting, people: frozenset[ParticipantId]) -> None:
-        """Keep the places of people whose connections are gone for the grace period."""
-        until = self._clock() + self.settings.moderation_disconnect_grace_s
-        await meeting.commit_now(CONTROLLER, LoseConnections(people, until))
 
     def _restore_rooms(self) -> None:
         for meeting in self._meetings.values():

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import math
 import operator
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +23,11 @@ from signaling.core.commands import (
     Bypass,
     DepartUnlessBack,
     End,
+    EndIfEmpty,
     Expire,
     HostCommand,
+    LoseConnections,
+    MemberCommand,
     NoteRoomDeleted,
     NoteUnmutedAgain,
 )
@@ -33,7 +39,7 @@ from signaling.core.conclusions import (
     presenters_of,
     to_moderators,
 )
-from signaling.core.decisions import FRESH_S, Decision, Refusal, decide
+from signaling.core.decisions import FRESH_S, Decision, Refusal, decide, refusal_of
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
 from signaling.core.enforcement import (
     is_stranger,
@@ -48,7 +54,8 @@ from signaling.core.enforcement import (
 from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_service, publishable, stricter
 from signaling.core.state import BypassNoted, MeetingState, Popouts, apply, new_meeting
-from signaling.errors import MediaServerError, MediaServerUnavailable, StoreError
+from signaling.entrance import LATE_S, Entrance
+from signaling.errors import MediaServerError, MediaServerUnavailable, SignalingError, StoreError
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import MediaServer, Notice
 from signaling.messages import moderation
@@ -60,7 +67,9 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 MAX_WAITING: Final = 64
-"""Commands of one meeting that may wait for their turn."""
+"""Commands of one meeting that may wait for their turn; of one person, no more than are left for others."""
+MAX_SMALL: Final = 4
+"""What one person may have waiting of what needs no turn: hands and popouts."""
 TURN_S: Final = 15.0
 """How long a turn waits for LiveKit in all."""
 IDLE_S: Final = 0.2
@@ -69,8 +78,14 @@ SHOWN_AFTER_S: Final = 0.05
 """How long changes are gathered before watchers are told."""
 
 
+MOST_EXTENDED_S: Final = 300.0
+"""For how much longer than the grace places are kept at most, while nobody can be let in at once."""
+GATHERED_S: Final = 0.1
+"""What falls due within so long after something else did is done together."""
+
+
 class TooManyWaiting(Exception):
-    """The meeting has as many commands waiting as it may."""
+    """The meeting, or this person in it, has as many commands waiting as may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,7 @@ class Rules:
     remove_unknown: bool = False
     sweep_s: float = 5
     empty_s: float = 60
+    grace_s: float = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +133,8 @@ class Meeting:
 
     Args:
         clock: Seconds since the epoch.
+        entrance: Where people wait to be let in.
+        is_arriving: Whether somebody is being let in.
         on_forgotten: Called when the meeting is over and nothing of it is kept any more.
         on_people_in_livekit: Called before each sweep, if LiveKit has listed anybody before.
         on_state_changed: Called with what watchers are to be told.
@@ -134,6 +152,8 @@ class Meeting:
         rules: Rules,
         *,
         clock: Callable[[], float] = time.time,
+        entrance: Entrance | None = None,
+        is_arriving: Callable[[ParticipantId], bool] = lambda _: False,
         on_forgotten: Callable[[], None] = lambda: None,
         on_people_in_livekit: Callable[[], None] = lambda: None,
         on_state_changed: Callable[[moderation.StateChanged], None] = lambda _: None,
@@ -144,16 +164,26 @@ class Meeting:
         self._media = media
         self._rules = rules
         self._clock = clock
+        self._entrance = Entrance(clock) if entrance is None else entrance
+        self._is_arriving = is_arriving
         self._on_forgotten = on_forgotten
         self._on_people_in_livekit = on_people_in_livekit
         self._on_state_changed = on_state_changed
         self._writing = asyncio.Lock()
+        self._line = asyncio.Lock()
+        """Of what a turn need not wait for: one of these at a time waits to be written."""
         self._opening = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: Counter[ParticipantId] = Counter()
+        self._small: Counter[ParticipantId] = Counter()
+        self._lost: dict[ParticipantId, Callable[[], bool]] = {}
+        self._losing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._minted_while_staged: set[ParticipantId] = set()
         self._turn_is_running = False
         self._timer: asyncio.TimerHandle | None = None
+        self._is_expiring = False
+        self._is_lifting = False
+        self._expired_at = -math.inf
         self.attendance = Attendance()
         self._effective: tuple[Record, MeetingState] | None = None
         self._deadlines_seen: tuple[object, ...] = ()
@@ -187,12 +217,14 @@ class Meeting:
 
     async def effective_state(self) -> MeetingState:
         """The newest state, a staged decision included."""
-        record = await self.record()
+        state = self._effective_of(await self.record())
+        return apply(state, self._bypasses.values()) if self._bypasses else state
+
+    def _effective_of(self, record: Record) -> MeetingState:
         if self._effective is None or self._effective[0] is not record:
             # Read before and after each call: for everybody in a room, while one decision is carried out.
             self._effective = record, record.effective
-        state = self._effective[1]
-        return apply(state, self._bypasses.values()) if self._bypasses else state
+        return self._effective[1]
 
     def sources_for_token(self, record: Record, participant: ParticipantId) -> tuple[Source, ...]:
         """What a token may allow now; while a decision is staged, what it allows is looked at again after the turn."""
@@ -214,6 +246,8 @@ class Meeting:
             StoreError: The store did not answer.
         """
         state = await self.effective_state()
+        if (refusal := refusal_of(state, sender, command, self._clock())) is not None:
+            return refusal  # before LiveKit is asked
         decision = await self._decide(state, sender, command, command_id)
         if isinstance(decision, Refusal):
             return decision
@@ -238,12 +272,48 @@ class Meeting:
         Decide and commit what needs no turn: who is here, and what always stands whatever LiveKit says.
 
         Raises:
+            TooManyWaiting: This person has as much of this waiting as may be.
+            StoreError: Nothing was committed.
+        """
+        if not isinstance(command, MemberCommand):
+            return await self.commit_chosen(sender, lambda _: command, command_id, is_urgent=isinstance(command, End))
+        if self._small[sender] >= MAX_SMALL:
+            raise TooManyWaiting
+        self._small[sender] += 1
+        try:
+            return await self.commit_chosen(sender, lambda _: command, command_id)
+        finally:
+            self._small[sender] -= 1
+            if not self._small[sender]:
+                del self._small[sender]
+
+    async def commit_chosen(
+        self,
+        sender: ParticipantId,
+        choose: Callable[[MeetingState], AnyCommand | None],
+        command_id: CommandId | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> Committed | Refusal:
+        """
+        Like `commit_now`, of what is chosen by the state in which it is decided; `None` is nothing to do.
+
+        Args:
+            is_urgent: Whether it goes before what waits; the writes of turns do.
+
+        Raises:
             StoreError: Nothing was committed.
         """
         identifier = command_id or new_command_id()
-        async with self._writing:
+        async with contextlib.AsyncExitStack() as stack:
+            if not is_urgent:
+                await stack.enter_async_context(self._line)
+            await stack.enter_async_context(self._writing)
             while True:
                 record = await self.record()
+                command = choose(record.state)
+                if command is None:
+                    return Refusal("nothing_to_do")
                 decision = decide(record.state, sender, command, now=self._clock(), command_id=identifier)
                 if isinstance(decision, Refusal):
                     return decision
@@ -251,50 +321,91 @@ class Meeting:
                 # What a meeting was about to do ends with it.
                 staged = record.staged if conclusion.state.goes_on else None
                 after = Record(record.revision + 1, conclusion.state, staged)
-                if await self._store.write(after, announcements=conclusion.announcements):
+                audit = _audit_of(decision, conclusion)
+                if await self._store.write(after, announcements=conclusion.announcements, audit=audit):
                     self._free_the_screen(record.state, after.state)
                     return Committed(record.state, after)
+
+    async def lose_connections(self, lost: Mapping[ParticipantId, Callable[[], bool]]) -> None:
+        """
+        Keep the places of people whose connections are gone for the grace period.
+
+        However many lose theirs at once, that is one commit.
+
+        Args:
+            lost: For each of them, whether it is still true when it is committed.
+
+        Raises:
+            StoreError: Nothing changed.
+        """
+        self._lost.update(lost)
+        if self._losing is None:
+            self._losing = self.spawn(self._write_losses())
+        await asyncio.shield(self._losing)
+
+    async def _write_losses(self) -> None:
+        lost: dict[ParticipantId, Callable[[], bool]] = {}
+
+        def choose(_: MeetingState) -> LoseConnections | None:
+            if self._losing is asyncio.current_task():
+                self._losing = None  # whoever comes from now on is of the next commit
+                lost.update(self._lost)
+                self._lost.clear()
+            people = frozenset(who for who, is_lost in lost.items() if is_lost())
+            return LoseConnections(people, self._clock() + self._rules.grace_s) if people else None
+
+        try:
+            await self.commit_chosen(CONTROLLER, choose)
+        finally:
+            if self._losing is asyncio.current_task():  # it came to nothing, as everybody who waits is told
+                self._losing = None
+                self._lost.clear()
 
     async def take_turn(
         self, sender: ParticipantId, command: AnyCommand, command_id: CommandId
     ) -> Conclusion | Refusal:
         """
-        Carry a command through when its turn comes. Cancelling stops the waiting, never the turn.
+        Carry a command through when its turn comes; to be called in a task that `see_through` or `spawn` has made.
 
         Raises:
             TooManyWaiting: As many wait as may.
-            StoreError: The store did not answer, or this process ends. A decision that was staged by then is finished
-                as soon as it can be; any other came to nothing.
+            StoreError: The store did not answer. A decision that was staged by then is finished as soon as it can be;
+                any other came to nothing.
         """
-        if self._waiting >= MAX_WAITING and not isinstance(command, HostCommand):
+        if (refusal := self._refused_at_once(sender, command)) is not None:
+            return refusal
+        is_counted = not isinstance(command, HostCommand)
+        most = MAX_SMALL if isinstance(command, MemberCommand) else MAX_WAITING
+        if is_counted and self._waiting[sender] >= min(most, MAX_WAITING - self._waiting.total()):
             raise TooManyWaiting
-        self._waiting += 1
+        self._waiting[sender] += is_counted
         metrics.COMMANDS_WAITING.inc()
-        turn = self.spawn(self._turn(sender, command, command_id))
-        try:
-            return await asyncio.shield(turn)
-        except asyncio.CancelledError as error:
-            waiting = asyncio.current_task()
-            if turn.cancelled() and waiting is not None and not waiting.cancelling():
-                raise StoreError("the meeting is being closed") from error
-            raise
-
-    async def _turn(self, sender: ParticipantId, command: AnyCommand, command_id: CommandId) -> Conclusion | Refusal:
         is_waiting = True
         try:
             async with self._exclusively():
                 is_waiting = False
-                self._begin()
+                self._begin(sender, is_counted=is_counted)
                 record = await self.record()
                 if record.staged is not None:
                     record = await self._finish(record.staged)
+                if (refusal := refusal_of(record.state, sender, command, self._clock())) is not None:
+                    return refusal
                 decision = await self._decide(record.state, sender, command, command_id)
                 if isinstance(decision, Refusal):
                     return decision
                 return await self._carry_through(decision)
         finally:
             if is_waiting:
-                self._begin()
+                self._begin(sender, is_counted=is_counted)
+
+    def _refused_at_once(self, sender: ParticipantId, command: AnyCommand) -> Refusal | None:
+        """Why it need not even wait: the sender may neither now nor when what is being done is done."""
+        if self.newest is None:
+            return None
+        refusal = refusal_of(self.newest.state, sender, command, self._clock())
+        if refusal is None or self.newest.staged is None:
+            return refusal
+        return refusal_of(self._effective_of(self.newest), sender, command, self._clock())
 
     async def _decide(
         self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
@@ -318,8 +429,10 @@ class Meeting:
             services={who: frozenset(found.permission.allowed()) for who, found in services.items()},
         )
 
-    def _begin(self) -> None:
-        self._waiting -= 1
+    def _begin(self, sender: ParticipantId, *, is_counted: bool) -> None:
+        self._waiting[sender] -= is_counted
+        if not self._waiting[sender]:
+            del self._waiting[sender]
         metrics.COMMANDS_WAITING.dec()
 
     @asynccontextmanager
@@ -390,18 +503,8 @@ class Meeting:
                     return OVER
                 conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced)
                 after = Record(record.revision + 1, conclusion.state)
-                audit = AuditEntry(
-                    decision.command_id,
-                    decision.at,
-                    decision.moderator,
-                    decision.action,
-                    tuple(sorted(decision.targets | decision.unknown)),
-                    conclusion.outcomes,
-                    decision.reason,
-                )
-                if await self._store.write(
-                    after, announcements=conclusion.announcements, audit=audit if decision.is_action else None
-                ):
+                audit = _audit_of(decision, conclusion)
+                if await self._store.write(after, announcements=conclusion.announcements, audit=audit):
                     self._free_the_screen(record.state, after.state, presenters_of(decision))
                     return conclusion
 
@@ -775,30 +878,78 @@ class Meeting:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadlines = [member.returns_until for member in state.members.values() if member.returns_until is not None]
-        if not state.members and state.empty_since is not None:
+        if self._is_expiring:
+            return  # who is at it looks again
+        loop = asyncio.get_running_loop()
+        deadlines = list(self._places_end(state).values())
+        # Looked at every second while anybody may come back: a loop that is late for that is late for them.
+        look_in_s = LATE_S if deadlines else math.inf
+        if state.empty_since is not None:
             deadlines.append(state.empty_since + self._rules.empty_s)
-        deadlines += _ends(state)
+        if not self._is_lifting:
+            deadlines += _ends(state)
         if deadlines:
-            delay_s = max(min(deadlines) - self._clock(), 0)
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(delay_s, lambda: self.run_in_background(until_done(self._expire)))
+            delay_s = max(min(deadlines) - self._clock(), self._expired_at + GATHERED_S - loop.time(), 0)
+            due_at = loop.time() + min(delay_s, look_in_s)
+            self._timer = loop.call_at(due_at, self._look_at_the_time, due_at)
+
+    def _places_end(self, state: MeetingState) -> dict[ParticipantId, float]:
+        """
+        Until when the places of people whose connections are gone are kept.
+
+        The time to come back begins anew when nobody could be let in at once; whoever is being let in has come back.
+        """
+        away = {
+            who: member.returns_until
+            for who, member in state.members.items()
+            if member.returns_until is not None and not self._is_arriving(who)
+        }
+        if not away:
+            return {}
+        held_up_until = self._entrance.held_up_at() + self._rules.grace_s
+        return {who: max(until, min(held_up_until, until + MOST_EXTENDED_S)) for who, until in away.items()}
+
+    def _look_at_the_time(self, due_at: float) -> None:
+        self._timer = None
+        self._entrance.note_late(asyncio.get_running_loop().time() - due_at)
+        self._is_expiring = True
+        self.run_in_background(self._end_what_is_due())
+
+    async def _end_what_is_due(self) -> None:
+        try:
+            await until_done(self._expire)
+        finally:
+            self._is_expiring = False
+        self._arm((await until_done(self.record)).state)
 
     async def _expire(self) -> None:
-        state = (await self.record()).state
-        now = self._clock()
-        for participant, member in state.members.items():
-            if member.returns_until is not None and member.returns_until <= now:
-                departed = await self.commit_now(participant, DepartUnlessBack(participant, now))
-                if isinstance(departed, Committed):
-                    await self.remove_identities(participant, departed.before)
-        if any(end <= now for end in _ends((await self.record()).state)):
-            await self.take_turn(CONTROLLER, Expire(now), new_command_id())
-        state = (await self.record()).state
-        if not state.members and state.empty_since is not None and state.empty_since + self._rules.empty_s <= now:
-            await self.end()
-        else:
-            self._arm(state)
+        state, now = (await self.record()).state, self._clock()
+        overdue = frozenset(who for who, until in self._places_end(state).items() if until <= now)
+        if overdue:
+            departed = await self.commit_chosen(
+                CONTROLLER,
+                lambda _: DepartUnlessBack(frozenset(who for who in overdue if not self._is_arriving(who)), now),
+            )
+            if isinstance(departed, Committed):
+                self._expired_at = asyncio.get_running_loop().time()
+                gone = departed.before.members.keys() - departed.record.state.members.keys()
+                self.run_in_background(self._remove_all(gone, departed.before))
+        if not self._is_lifting and any(end <= now for end in _ends(state)):
+            self._is_lifting = True
+            self.run_in_background(self._lift_what_is_due(now))
+        empty_since = (await self.record()).state.empty_since
+        if empty_since is not None and empty_since + self._rules.empty_s <= now:
+            await self.end_if_empty(empty_since)
+
+    async def _lift_what_is_due(self, now: float) -> None:
+        try:
+            await until_done(lambda: self.take_turn(CONTROLLER, Expire(now), new_command_id()))
+        finally:
+            self._is_lifting = False
+        self._arm((await until_done(self.record)).state)
+
+    async def _remove_all(self, people: AbstractSet[ParticipantId], state: MeetingState) -> None:
+        await asyncio.gather(*(self.remove_identities(who, state) for who in sorted(people)))
 
     async def end(self) -> asyncio.Task[None]:
         """
@@ -809,6 +960,11 @@ class Meeting:
         """
         await self.commit_now(CONTROLLER, End())
         return self.run_in_background(self.delete_doomed_rooms())
+
+    async def end_if_empty(self, since: float) -> None:
+        """End the meeting if nobody has been in it since then, in seconds since the epoch."""
+        if isinstance(await self.commit_now(CONTROLLER, EndIfEmpty(since)), Committed):
+            self.run_in_background(self.delete_doomed_rooms())
 
     # --- Showing -------------------------------------------------------------------------------------------------
 
@@ -843,6 +999,35 @@ class Meeting:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def see_through(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """
+        Do all of something that was begun. Cancelling stops the waiting, never the work.
+
+        Raises:
+            StoreError: This process ends. What was staged by then is finished at the next start; what was not came to
+                nothing.
+        """
+        return await self.completion(self.spawn(work))
+
+    async def completion(self, task: asyncio.Task[Result]) -> Result:
+        """What a task of this meeting comes to; see `see_through`."""
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            waiting = asyncio.current_task()
+            if task.cancelled() and waiting is not None and not waiting.cancelling():
+                raise StoreError("the meeting is being closed") from error
+            task.add_done_callback(self._log_unheard)
+            raise
+
+    def _log_unheard(self, task: asyncio.Task[Any]) -> None:
+        """Log what nobody waits to be told any more."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StoreError):
+            log.error("store_failed", room=self.room, error=str(error))
+        elif error is not None and not isinstance(error, SignalingError):
+            log.error("work_failed_unheard", room=self.room, exc_info=error)
 
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Like `spawn`, for work that nobody need wait for: what goes wrong is logged."""
@@ -944,6 +1129,20 @@ def _is_over(record: Record, decision: Decision) -> bool:
     if decision.effect is None:
         return not record.state.goes_on
     return record.staged is None or record.staged.command_id != decision.command_id
+
+
+def _audit_of(decision: Decision, conclusion: Conclusion) -> AuditEntry | None:
+    if not decision.is_action:
+        return None
+    return AuditEntry(
+        decision.command_id,
+        decision.at,
+        decision.moderator,
+        decision.action,
+        tuple(sorted(decision.targets | decision.unknown)),
+        conclusion.outcomes,
+        decision.reason,
+    )
 
 
 OVER: Final = Refusal("insufficient_permissions")

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import structlog
@@ -9,7 +11,8 @@ import structlog
 from signaling.core.commands import ChangeRole, Depart, Move
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Role
-from signaling.errors import InvalidParticipant, SessionEnded
+from signaling.core.state import Member
+from signaling.errors import InvalidParticipant, SessionEnded, StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId
 from signaling.messages import control, livekit
 from signaling.messages.base import Event, Namespace
@@ -45,8 +48,19 @@ class Host(Protocol):
     async def mint_credentials(self, session: "Session") -> livekit.Credentials | None:
         """A token from the newest state, for the room where the participant belongs; `None` without LiveKit."""
 
-    async def lose_connections(self, meeting: Meeting, people: frozenset[ParticipantId]) -> None:
-        """Keep the places of people whose connections are gone for the grace period."""
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    What somebody found when they were let in.
+
+    Attributes:
+        member: Themselves, if they were in the meeting already.
+        goes_on: Whether the meeting had begun.
+    """
+
+    member: Member | None
+    goes_on: bool
 
 
 class Session:
@@ -57,6 +71,7 @@ class Session:
         id: The participant.
         room: The meeting.
         joined: Set when joining is complete, or has come to nothing.
+        found: What the participant found, once they have been let in.
     """
 
     def __init__(
@@ -73,12 +88,14 @@ class Session:
         self.joined = asyncio.Event()
         self.has_control = CONTROL in extensions
         self.has_moderation = MODERATION in extensions
+        self.found: Found | None = None
         self._module = module
         self._meeting = meeting
         self._deliver = deliver
         self._since: int | None = None
         self._held_back: list[tuple[int, Delivery]] = []
         self._is_over = False
+        self._is_given_up = False
         self._ends: tuple[int, EndReason] | None = None
         self._join_data: livekit.JoinData | None = None
         self._join_success: control.JoinSuccess | None = None
@@ -129,7 +146,8 @@ class Session:
             ValueError: A namespace that is not the module's: the host's mistake.
         """
         if not self._is_over:
-            await self._module.receive(self, namespace, payload, transaction_id)
+            with suppress(StoreError):  # this process ends, and the client was told
+                await self._meeting.see_through(self._module.receive(self, namespace, payload, transaction_id))
 
     async def change_role(self, role: Role) -> None:
         """
@@ -140,6 +158,9 @@ class Session:
             SessionEnded: The participant is no longer here.
             StoreError: Nothing changed.
         """
+        await self._meeting.see_through(self._change_role(role))
+
+    async def _change_role(self, role: Role) -> None:
         self._check()
         answer = await self._meeting.take_turn(CONTROLLER, ChangeRole(self.id, role), new_command_id())
         if answer is OVER:
@@ -159,8 +180,15 @@ class Session:
             SessionEnded: The participant is no longer here.
             StoreError: Nothing changed.
         """
+        await self._meeting.see_through(self._move(breakout))
+
+    async def be_moved(self, breakout: BreakoutId | None) -> None:
+        """Like `move`, by the controller: moderators are told, and the audit keeps it."""
+        await self._meeting.see_through(self._move(breakout, is_action=True))
+
+    async def _move(self, breakout: BreakoutId | None, *, is_action: bool = False) -> None:
         self._check()
-        committed = await self._meeting.commit_now(self.id, Move(self.id, breakout))
+        committed = await self._meeting.commit_now(self.id, Move(self.id, breakout, is_action))
         if isinstance(committed, Refusal):
             raise SessionEnded(f"{self.id} is not in the meeting")
         credentials = await self._module.mint_credentials(self)
@@ -180,10 +208,15 @@ class Session:
         Raises:
             StoreError: The participant is still here; leaving may be tried again.
         """
+        if not self._is_over:
+            await self._meeting.see_through(self._leave(reason))
+
+    async def _leave(self, reason: control.LeaveReason) -> None:
         if self._is_over or self._give_way():
             return
-        committed = await self._meeting.commit_now(self.id, Depart(self.id, reason))
-        self._finish()
+        depart = Depart(self.id, reason)
+        committed = await self._meeting.commit_chosen(self.id, lambda _: depart if self.is_newest else None)
+        self.finish()
         if isinstance(committed, Committed):
             removing = self._meeting.remove_identities(self.id, committed.before)
             del committed  # the state before names everybody; when a whole meeting leaves, that is a lot of names
@@ -196,10 +229,29 @@ class Session:
         Raises:
             StoreError: Nothing changed; it may be tried again.
         """
+        if not self._is_over:
+            await self._meeting.see_through(self._disconnect())
+
+    async def _disconnect(self) -> None:
         if self._is_over or self._give_way():
             return
-        await self._module.lose_connections(self._meeting, frozenset({self.id}))
-        self._finish()
+        await self._meeting.lose_connections({self.id: lambda: self.is_newest})
+        self.finish()
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether the participant's place is this session's: it is not over, and no newer one is let in."""
+        return not self._is_over and not self._module.is_being_taken_over(self)
+
+    def give_up(self) -> None:
+        """Whoever let the participant in does not want to know any more: nothing is delivered from here on."""
+        self._is_given_up = True
+        self._deliver = lambda _: None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether whoever let the participant in does not want to know any more."""
+        return self._is_given_up
 
     def may_see(self, event: Event) -> bool:
         """Whether events of this namespace go to this session."""
@@ -246,7 +298,7 @@ class Session:
         if revision is not None and self._since is None:
             self._ends = revision, reason
         elif not self._is_over and (revision is None or self._since is None or revision > self._since):
-            self._finish()
+            self.finish()
             self._ended.set_result(reason)
 
     def _give_way(self) -> bool:
@@ -256,7 +308,8 @@ class Session:
         self.end("taken_over")
         return True
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Deliver nothing any more; the host has ended the session, and knows."""
         self._is_over = True
         self._module.drop(self)
 

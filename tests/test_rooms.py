@@ -195,7 +195,8 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
     meeting = Meeting(RoomId("m"), store, media, Rules(), clock=lambda: clock)
     track = await set_up(fake, meeting)
     with fake.hang(method="MutePublishedTrack") as hanging:
-        muting = asyncio.create_task(meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id()))
+        turn = meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
+        muting = asyncio.create_task(meeting.see_through(turn))
         await hanging.hit()
         await meeting.close()
     with pytest.raises(StoreError):
@@ -220,7 +221,8 @@ async def restrict_and_die(fake: FakeRoomService, meeting: Meeting) -> None:
     """End in the middle of a restriction."""
     command = livekit.EnableMicrophoneRestrictions(unrestricted_participants=())
     with fake.hang(method="UpdateParticipant") as hanging:
-        restricting = asyncio.create_task(meeting.take_turn(ALICE, command, new_command_id()))
+        turn = meeting.take_turn(ALICE, command, new_command_id())
+        restricting = asyncio.create_task(meeting.see_through(turn))
         await hanging.hit()
         await meeting.close()
     with pytest.raises(StoreError):

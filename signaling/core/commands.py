@@ -38,9 +38,9 @@ class Depart:
 
 @dataclass(frozen=True, slots=True)
 class DepartUnlessBack:
-    """Somebody's time to come back is over, if they have not come back by `now`, in seconds since the epoch."""
+    """Their time to come back is over, if it was to end by `now`, in seconds since the epoch, and they are not back."""
 
-    participant: ParticipantId
+    participants: frozenset[ParticipantId]
     now: float
 
 
@@ -54,10 +54,16 @@ class LoseConnections:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Somebody goes to a breakout, or back (`None`)."""
+    """
+    Somebody goes to a breakout, or back (`None`).
+
+    Attributes:
+        is_action: Whether the controller sends them, which moderators are told and the audit keeps.
+    """
 
     participant: ParticipantId
     breakout: BreakoutId | None
+    is_action: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,13 @@ class ChangeRole:
 @dataclass(frozen=True, slots=True)
 class End:
     """The meeting is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndIfEmpty:
+    """The meeting is over if nobody has been in it since then, in seconds since the epoch."""
+
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ HostCommand = (
     | Move
     | ChangeRole
     | End
+    | EndIfEmpty
     | NoteRoomDeleted
     | Expire
     | Bypass

@@ -29,6 +29,7 @@ from signaling.core.state import (
     Restricted,
     Revoked,
     RoleGiven,
+    TimedOut,
     Unrestricted,
     apply,
 )
@@ -270,6 +271,9 @@ def _announce(
                 yield Announcement(Only(frozenset({participant})), kicked)
             if _is_seen(before, participant):
                 yield Announcement(Everyone(frozenset({participant})), control.Left(id=participant, reason=reason))
+        case TimedOut(participants):
+            for gone in sorted(who for who in participants if _is_seen(before, who)):
+                yield Announcement(Everyone(frozenset({gone})), control.Left(id=gone, reason="timeout"))
         case HandSet(participant, up):
             if participant in after.members:
                 target = frozenset({participant})
@@ -368,8 +372,8 @@ def _outcomes(
     before: MeetingState, after: MeetingState, decision: Decision, seen: Mapping[ParticipantId, Finding]
 ) -> Iterator[moderation.Outcome]:
     effect = decision.effect
-    if effect is None and not decision.is_action:
-        return
+    if effect is None and (not decision.is_action or decision.action == "move"):
+        return  # nothing comes of it but that it is so
     everyone = isinstance(effect, Agree) and effect.participants is None
     concerned = decision.targets | after.members.keys() if everyone else decision.targets
     for participant in sorted(concerned | decision.unknown | decision.exempt):

@@ -12,6 +12,7 @@ from signaling.core.commands import (
     Depart,
     DepartUnlessBack,
     End,
+    EndIfEmpty,
     Enter,
     Expire,
     Extend,
@@ -64,6 +65,7 @@ from signaling.core.state import (
     RoomDeleted,
     ServicesSeen,
     Setting,
+    TimedOut,
     Unbanned,
     UnmuteRequest,
     Unrestricted,
@@ -164,8 +166,8 @@ def decide(
         return _decide_for_host(state, command, now, command_id)
     if isinstance(command, MemberCommand):
         return _decide_for_member(state, sender, command, now, command_id)
-    if not may_moderate(state, sender):
-        return Refusal("insufficient_permissions")
+    if (refusal := refusal_of(state, sender, command, now)) is not None:
+        return refusal
     decision = _decide_for_moderator(state, sender, command, now, command_id, strangers)
     return decision if isinstance(decision, Refusal) else _noting_services(state, decision, services or {})
 
@@ -173,6 +175,21 @@ def decide(
 def may_moderate(state: MeetingState, sender: ParticipantId) -> bool:
     """Whether somebody may command now, and see what moderators see."""
     return state.goes_on if sender == CONTROLLER else state.is_moderator(sender)
+
+
+def refusal_of(state: MeetingState, sender: ParticipantId, command: AnyCommand, now: float) -> Refusal | None:
+    """Why somebody may not give such a command at all, whatever it would come to; `None` if they may."""
+    match command:
+        case moderation.AnswerUnmuteRequest(request_id=request_id):
+            if sender not in state.members:
+                return Refusal("insufficient_permissions")
+            request = state.unmute_requests.get(request_id)
+            is_theirs = request is not None and request.participant == sender and request.expires_at > now
+            return None if is_theirs else Refusal("unknown_request_id")
+        case _ if isinstance(command, HostCommand | MemberCommand) or may_moderate(state, sender):
+            return None
+        case _:
+            return Refusal("insufficient_permissions")
 
 
 def _decide_for_host(
@@ -193,25 +210,34 @@ def _decide_for_host(
                 return Refusal("nothing_to_do")
             changes = (Departed(participant, now, reason),)
             return Decision(command_id, "leave", participant, now, changes, holds=True)
-        case DepartUnlessBack(participant, overdue_at):
-            member = state.members.get(participant)
-            if member is None or member.returns_until is None or member.returns_until > overdue_at:
+        case DepartUnlessBack(participants, due_at):
+            away = {who: state.members[who].returns_until for who in participants & state.members.keys()}
+            overdue = frozenset(who for who, until in away.items() if until is not None and until <= due_at)
+            if not overdue:
                 return Refusal("nothing_to_do")
-            changes = (Departed(participant, now, "timeout"),)
-            return Decision(command_id, "time_out", participant, now, changes, holds=True)
+            timed_out = (TimedOut(overdue, now),)
+            return Decision(command_id, "time_out", CONTROLLER, now, timed_out, holds=True, targets=overdue)
         case LoseConnections(participants, until):
             present = participants & frozenset(state.members)
             if not present:
                 return Refusal("nothing_to_do")
             lost = (ConnectionLost(present, until),)
             return Decision(command_id, "lose_connections", CONTROLLER, now, lost, holds=True)
-        case Move(participant, breakout):
+        case Move(participant, breakout, is_action):
             if participant not in state.members:
                 return Refusal("nothing_to_do")
-            return Decision(command_id, "move", participant, now, (Moved(participant, breakout),), holds=True)
+            moved = Decision(command_id, "move", participant, now, (Moved(participant, breakout),), holds=True)
+            if not is_action:
+                return moved
+            where = "the main room" if breakout is None else breakout
+            return replace(
+                moved, sender=CONTROLLER, targets=frozenset({participant}), is_action=True, reason=f"to {where}"
+            )
         case ChangeRole(participant, role):
             return _give_role(state, CONTROLLER, participant, role, "change_role", now, command_id)
-        case End():
+        case EndIfEmpty(since) if state.empty_since is None or state.empty_since > since:
+            return Refusal("nothing_to_do")
+        case End() | EndIfEmpty():
             return Decision(command_id, "end", CONTROLLER, now, (Ended(),), holds=True)
         case NoteRoomDeleted(room):
             return Decision(command_id, "room_deleted", CONTROLLER, now, (RoomDeleted(room),), holds=True)

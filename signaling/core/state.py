@@ -292,6 +292,14 @@ class Departed:
 
 
 @dataclass(frozen=True, slots=True)
+class TimedOut:
+    """These people are members no longer, since they have not come back in time."""
+
+    participants: frozenset[ParticipantId]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionLost:
     """Their connections are gone; their places are kept until then."""
 
@@ -487,6 +495,7 @@ class RoomDeleted:
 Change = (
     Entered
     | Departed
+    | TimedOut
     | ConnectionLost
     | Moved
     | HandSet
@@ -535,7 +544,9 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case Entered(participant, member):
             return _enter(state, participant, member)
         case Departed(participant, at, reason):
-            return _depart(state, participant, at, is_removed=reason in {"kicked", "banned"})
+            return _depart(state, frozenset({participant}), at, is_removed=reason in {"kicked", "banned"})
+        case TimedOut(participants, at):
+            return _depart(state, participants, at)
         case ConnectionLost(participants, until):
             lost = {who: replace(state.members[who], returns_until=until) for who in participants & set(state.members)}
             return replace(state, members={**state.members, **lost})
@@ -654,18 +665,20 @@ def _set_hand(member: Member, at: float, *, up: bool) -> Member:
     return member if member.hand_is_up is up else replace(member, hand_is_up=up, hand_updated_at=at)
 
 
-def _depart(state: MeetingState, participant: ParticipantId, at: float, *, is_removed: bool) -> MeetingState:
-    if participant not in state.members:
+def _depart(
+    state: MeetingState, participants: frozenset[ParticipantId], at: float, *, is_removed: bool = False
+) -> MeetingState:
+    if participants.isdisjoint(state.members):
         # Whoever is in LiveKit without having joined is removed by this alone.
-        return replace(state, departed=state.departed | {participant}) if is_removed else state
-    members = _without(state.members, participant)
-    asked = _drop_requests(state, lambda request: participant in {request.participant, request.moderator})
+        return replace(state, departed=state.departed | participants) if is_removed else state
+    members = {who: member for who, member in state.members.items() if who not in participants}
+    asked = _drop_requests(state, lambda request: not participants.isdisjoint({request.participant, request.moderator}))
     return replace(
-        _close_popouts(asked, participant),
+        _close_popouts(asked, participants),
         members=members,
-        mutes=_without(state.mutes, participant),
-        presenter=None if state.presenter == participant else state.presenter,
-        departed=state.departed | {participant},
+        mutes={who: note for who, note in state.mutes.items() if who not in participants},
+        presenter=None if state.presenter in participants else state.presenter,
+        departed=state.departed | (participants & state.members.keys()),
         empty_since=None if members else at,
     )
 
@@ -676,17 +689,18 @@ def _move(state: MeetingState, participant: ParticipantId, breakout: BreakoutId 
         return state
     return replace(
         # A popout shows the room that its owner is in; one left behind would go on watching the other.
-        _close_popouts(state, participant),
+        _close_popouts(state, {participant}),
         members={**state.members, participant: replace(member, breakout=breakout)},
         rooms=state.rooms | {livekit_room(state.room, breakout)},
     )
 
 
-def _close_popouts(state: MeetingState, participant: ParticipantId) -> MeetingState:
-    popouts = state.popouts.get(participant)
-    if popouts is None or not popouts.open:
+def _close_popouts(state: MeetingState, participants: AbstractSet[ParticipantId]) -> MeetingState:
+    open_ones = {who: issued for who, issued in state.popouts.items() if issued.open and who in participants}
+    if not open_ones:
         return state
-    return replace(state, popouts={**state.popouts, participant: replace(popouts, open=())})
+    closed = {who: replace(issued, open=()) for who, issued in open_ones.items()}
+    return replace(state, popouts={**state.popouts, **closed})
 
 
 def _name_nobody(state: MeetingState, source: Source, participants: frozenset[ParticipantId]) -> MeetingState:

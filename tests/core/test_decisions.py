@@ -6,12 +6,14 @@ from signaling.core.commands import (
     Depart,
     DepartUnlessBack,
     End,
+    EndIfEmpty,
     Enter,
     LoseConnections,
     Move,
     NoteRoomDeleted,
 )
-from signaling.core.decisions import Decision
+from signaling.core.conclusions import conclude
+from signaling.core.decisions import Decision, Refusal, refusal_of
 from signaling.core.effects import Agree, Mute
 from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Role
 from signaling.core.policy import publishable
@@ -30,10 +32,12 @@ from signaling.core.state import (
     Revoked,
     RoleGiven,
     RoomDeleted,
+    TimedOut,
     Unrestricted,
+    new_meeting,
 )
-from signaling.identifiers import CONTROLLER, Identity, ParticipantId
-from signaling.messages import control
+from signaling.identifiers import CONTROLLER, BreakoutId, Identity, ParticipantId
+from signaling.messages import control, moderation
 from tests.core.meetings import (
     ALICE,
     ALL,
@@ -470,25 +474,84 @@ def test_somebody_leaves() -> None:
 
 def test_somebodys_time_to_come_back_is_over() -> None:
     state = after(MEETING, (CONTROLLER, LoseConnections(frozenset({BOB}), AT + 10)))
-    decision = decided(state, CONTROLLER, DepartUnlessBack(BOB, AT + 10), at=AT + 11)
-    assert decision.changes == (Departed(BOB, AT + 11, "timeout"),)
-    assert (decision.sender, decision.holds) == (BOB, True)
+    decision = decided(state, CONTROLLER, DepartUnlessBack(frozenset({BOB}), AT + 10), at=AT + 11)
+    assert decision.changes == (TimedOut(frozenset({BOB}), AT + 11),)
+    assert (decision.sender, decision.holds) == (CONTROLLER, True)
+
+
+def test_all_whose_time_is_over_are_one_decision_and_nobody_else_is() -> None:
+    state = joined(MEETING, somebody(DAVE))
+    state = after(state, (DAVE, RAISE), (BOB, POPOUT), (ALICE, moderation.SetPresenter(participant=BOB)))
+    state = after(
+        state,
+        (CONTROLLER, LoseConnections(frozenset({BOB, DAVE}), AT + 10)),
+        (CONTROLLER, LoseConnections(frozenset({CAROL}), AT + 20)),
+    )
+    command = DepartUnlessBack(frozenset({ALICE, BOB, CAROL, DAVE}), AT + 10)
+    gone = after(state, (CONTROLLER, command))
+    assert set(gone.members) == {ALICE, CAROL}
+    assert gone.departed == {BOB, DAVE}
+    assert (gone.popouts[BOB].open, gone.presenter, gone.empty_since) == ((), None, None)
+    announced = conclude(state, decided(state, CONTROLLER, command)).announcements
+    left = [told.event for told in announced if isinstance(told.event, control.Left)]
+    assert left == [control.Left(id=who, reason="timeout") for who in (BOB, DAVE)]
+
+
+def test_others_are_not_told_of_a_recorder_that_does_not_come_back() -> None:
+    state = joined(MEETING, somebody(DAVE, kind=Kind.RECORDER))
+    state = after(state, (CONTROLLER, LoseConnections(frozenset({DAVE}), AT + 10)))
+    decision = decided(state, CONTROLLER, DepartUnlessBack(frozenset({DAVE}), AT + 10))
+    assert conclude(state, decision).announcements == ()
 
 
 def test_it_is_not_over_before() -> None:
     state = after(MEETING, (CONTROLLER, LoseConnections(frozenset({BOB}), AT + 10)))
-    assert refused(state, CONTROLLER, DepartUnlessBack(BOB, AT + 9)) == NOTHING
+    assert refused(state, CONTROLLER, DepartUnlessBack(frozenset({BOB}), AT + 9)) == NOTHING
 
 
 @pytest.mark.parametrize("who", [BOB, DAVE])
 def test_nor_for_who_is_back_or_gone(who: ParticipantId) -> None:
-    assert refused(MEETING, CONTROLLER, DepartUnlessBack(who, AT + 99)) == NOTHING
+    assert refused(MEETING, CONTROLLER, DepartUnlessBack(frozenset({who}), AT + 99)) == NOTHING
 
 
 def test_somebody_moves() -> None:
     decision = decided(MEETING, CONTROLLER, Move(BOB, LEFT))
     assert decision.changes == (Moved(BOB, LEFT),)
     assert (decision.action, decision.sender, decision.holds) == ("move", BOB, True)
+
+
+@pytest.mark.parametrize(("breakout", "where"), [(LEFT, "to left"), (None, "to the main room")])
+def test_a_move_by_the_controller_is_an_action(breakout: BreakoutId | None, where: str) -> None:
+    decision = decided(MEETING, CONTROLLER, Move(BOB, breakout, is_action=True))
+    assert decision.changes == (Moved(BOB, breakout),)
+    assert (decision.moderator, decision.targets, decision.reason) == (CONTROLLER, frozenset({BOB}), where)
+    assert decision.is_action
+    told = conclude(MEETING, decision).announcements[-1].event
+    assert isinstance(told, moderation.ActionTaken)
+    assert (told.moderator, told.action, told.targets, told.outcomes) == (CONTROLLER, "move", (BOB,), ())
+
+
+def test_a_meeting_in_which_nobody_has_been_since_then_ends() -> None:
+    empty = left(left(left(MEETING, ALICE), BOB), CAROL)
+    assert decided(empty, CONTROLLER, EndIfEmpty(AT)).changes == (Ended(),)
+    assert refused(empty, CONTROLLER, EndIfEmpty(AT - 1)) == NOTHING
+    assert refused(MEETING, CONTROLLER, EndIfEmpty(AT)) == NOTHING
+    not_begun = new_meeting(MEETING.room, screen_share_requires_permission=False)
+    assert refused(not_begun, CONTROLLER, EndIfEmpty(AT)) == NOTHING
+
+
+def test_what_may_not_be_asked_at_all_is_told_without_deciding() -> None:
+    answer = moderation.AnswerUnmuteRequest(request_id=f"{COMMAND}-1", accept=True)
+    asked = after(MEETING, (ALICE, moderation.AskToUnmute(participants=(BOB,))))
+    assert refusal_of(asked, BOB, answer, AT) is None
+    assert refusal_of(asked, BOB, answer, AT + 61) == Refusal("unknown_request_id")
+    assert refusal_of(asked, CAROL, answer, AT) == Refusal("unknown_request_id")
+    assert refusal_of(MEETING, BOB, answer, AT) == Refusal("unknown_request_id")
+    assert refusal_of(asked, DAVE, answer, AT) == Refusal("insufficient_permissions")
+    assert refusal_of(MEETING, BOB, mute(BOB), AT) == Refusal("insufficient_permissions")
+    assert refusal_of(MEETING, ALICE, mute(BOB), AT) is None
+    assert refusal_of(MEETING, BOB, RAISE, AT) is None
+    assert refusal_of(MEETING, BOB, Depart(BOB), AT) is None
 
 
 @pytest.mark.parametrize("command", [Depart(DAVE), Move(DAVE, LEFT)])

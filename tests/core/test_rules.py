@@ -132,7 +132,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
             st.builds(Move, ANYBODY, BREAKOUTS),
             st.builds(ChangeRole, ANYBODY, st.sampled_from(Role)),
             st.builds(LoseConnections, st.frozensets(ANYBODY, max_size=2), st.sampled_from([AT + 5, AT + 50])),
-            st.builds(DepartUnlessBack, ANYBODY, st.just(AT + 10)),
+            st.builds(DepartUnlessBack, st.frozensets(ANYBODY, max_size=2), st.just(AT + 10)),
             st.just(Expire(AT + 10)),
             st.builds(
                 Bypass, ANYBODY, st.sampled_from(ALL), st.sampled_from(["TR_1", "TR_2"]).map(TrackSid), st.just("audio")
@@ -223,8 +223,8 @@ class Model:
         match command:
             case Depart(participant) | Move(participant):
                 return None if participant in self.tickets else "nothing_to_do"
-            case DepartUnlessBack(participant, now):
-                return None if self.away_until.get(participant, now + 1) <= now else "nothing_to_do"
+            case DepartUnlessBack(people, now):
+                return None if any(self.away_until.get(who, now + 1) <= now for who in people) else "nothing_to_do"
             case ChangeRole(participant, role):
                 return self._refuses_role(participant, role)
             case control.RaiseHand():
@@ -288,8 +288,12 @@ class Model:
                 self.seen.add(participant.id)
                 self.has_begun = True
                 self.away_until.pop(participant.id, None)
-            case Depart(participant) | DepartUnlessBack(participant):
+            case Depart(participant):
                 self._leave(participant)
+            case DepartUnlessBack(people, now):
+                for who in sorted(people):
+                    if self.away_until.get(who, now + 1) <= now:
+                        self._leave(who)
             case LoseConnections(participants, until):
                 self.away_until.update({who: until for who in participants if who in self.tickets})
             case ChangeRole(participant, role):

@@ -677,7 +677,7 @@ async def test_a_command_whose_turn_comes_after_the_meeting_has_ended_is_refused
     async with module._store.turn(ROOM):
         waiting = asyncio.create_task(module.command(ROOM, MODERATION, {"action": "restrict", "source": "camera"}))
         meeting = module._meetings[ROOM]
-        await until(lambda: meeting._waiting == 1)
+        await until(lambda: meeting._waiting.total() == 1)
         await module.close_room(ROOM)
         assert await bob.closed() == 1000
     with pytest.raises(NoSuchMeeting):
