@@ -218,7 +218,7 @@ class Handshakes(Target):
                 ]
             )
         request = head_of("GET", path, headers)
-        is_whole = kind == "plain"
+        is_whole = kind == "plain" and ticket.isascii() and ticket.isprintable()
         if dice.random() < 0.2:
             request, is_whole = mangled(dice, request), False
         answer = await exchange(self.world.signaling, request, within_s=_WHOLE_S if is_whole else _BROKEN_S)

@@ -6,11 +6,24 @@ import pytest
 from jsonschema import Draft7Validator
 
 from signaling.livekit.embedded import EmbeddedServer
-from tests.fuzz.__main__ import only_of
+from tests.fuzz.__main__ import only_of, told
+from tests.fuzz.fuzzer import fuzz
 from tests.fuzz.grammar import Grammar, dice_of, mangled, nearly
+from tests.fuzz.targets import TARGETS
 from tests.fuzz.world import World
 
 SCHEMAS = sorted((Path(__file__).parents[2] / "schemas").glob("*/*.command.json"))
+
+
+async def test_half_a_minute_of_anything_breaks_nothing() -> None:
+    report = await fuzz(1, seconds=30, cases=1_000)
+    assert report.cases.keys() == {target.name for target in TARGETS}
+    assert min(report.cases.values()) >= 20
+    assert report.echo.count > 0  # how late they are is asked on an idle machine only, by `make fuzz`
+    assert not report.findings, "\n".join(told(report, with_echo=False))
+
+
+# --- It would find ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
