@@ -1,0 +1,233 @@
+"""What happens seldom: clocks that are set back, restarts, people who come twice at once, and queues that are full."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from signaling import Role, metrics
+from signaling.core.conclusions import Announcement
+from signaling.identifiers import ParticipantId
+from signaling.rooms import MAX_WAITING, Meeting
+from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.memory import MemoryStore
+from signaling.stores.sqlite import SQLiteStore
+from signaling.testing.fake_room_service import FakeRoomService
+from signaling.testing.webhooks import sign_webhook, webhook_of
+from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
+
+BOB = ParticipantId("bob")
+LIFT = "disable_microphone_restrictions"
+
+
+def kept(meeting: MeetingOnFake) -> Meeting:
+    return meeting.module._meetings[ROOM]
+
+
+# --- Time --------------------------------------------------------------------------------------------------------
+
+
+async def test_timestamps_never_go_back_though_the_clock_does(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    await alice.send(LIFT)
+    earlier = meeting.module._clock() - 3_600
+    monkeypatch.setattr(meeting.module, "_clock", lambda: earlier)
+    await alice.send(LIFT)
+    stamps = [delivery.timestamp for delivery in alice.inbox]
+    assert len(stamps) >= 4
+    assert stamps == sorted(stamps)
+
+
+# --- Restarts ----------------------------------------------------------------------------------------------------
+
+
+def restarts(fake: FakeRoomService, path: Path, **settings: object) -> AbstractAsyncContextManager[MeetingOnFake]:
+    store = SQLiteStore(path / "meetings.sqlite", audit_entries=10)
+    return meeting_on_fake(fake, store=store, **settings)
+
+
+async def test_after_a_restart_everybody_has_the_grace_period_to_return_and_no_more(
+    fake: FakeRoomService, tmp_path: Path
+) -> None:
+    async with restarts(fake, tmp_path) as meeting:
+        await meeting.join("alice", Role.MODERATOR)
+        await meeting.join("bob")
+    async with restarts(fake, tmp_path, moderation_disconnect_grace_s=0.05) as meeting:
+        await until(lambda: fake.permissions(ROOM) == {})
+        assert (await kept(meeting).record()).state.members == {}
+
+
+async def test_after_a_restart_what_was_kept_of_a_meeting_with_nobody_in_it_ends_in_time(
+    fake: FakeRoomService, tmp_path: Path
+) -> None:
+    async with restarts(fake, tmp_path) as meeting:
+        await (await meeting.join("bob")).session.leave()
+    async with restarts(fake, tmp_path, moderation_empty_room_s=0.05) as meeting:
+        await until(lambda: ROOM not in fake.rooms)
+        await until(lambda: ROOM not in meeting.module._meetings)
+
+
+async def test_after_a_restart_the_rooms_of_a_meeting_are_made_again(fake: FakeRoomService, tmp_path: Path) -> None:
+    async with restarts(fake, tmp_path) as meeting:
+        await meeting.join("bob", in_livekit=False)
+    fake.close_room(ROOM)
+    async with restarts(fake, tmp_path):
+        await until(lambda: ROOM in fake.rooms)
+
+
+async def test_after_a_restart_the_rooms_of_a_meeting_that_is_over_are_deleted(
+    fake: FakeRoomService, tmp_path: Path
+) -> None:
+    async with restarts(fake, tmp_path, moderation_livekit_timeout_s=0.05) as meeting:
+        await meeting.join("bob")
+        with fake.refuse("unavailable", method="DeleteRoom"):
+            await meeting.module.close_room(ROOM)
+            assert ROOM in fake.rooms
+            await meeting.module.__aexit__(None, None, None)
+    async with restarts(fake, tmp_path):
+        await until(lambda: ROOM not in fake.rooms)
+
+
+# --- Sessions ----------------------------------------------------------------------------------------------------
+
+
+class Slow(MemoryStore):
+    """A store whose answers can be held back when it has written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers, self.has_written = asyncio.Event(), asyncio.Event()
+        self.answers.set()
+
+    async def write(
+        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
+    ) -> bool:
+        is_written = await super().write(record, announcements=announcements, audit=audit)
+        self.has_written.set()
+        await self.answers.wait()
+        return is_written
+
+
+async def test_of_two_who_join_at_once_as_the_same_the_newer_one_stays(fake: FakeRoomService) -> None:
+    store = Slow()
+    async with meeting_on_fake(fake, store=store) as meeting:
+        store.answers.clear()
+        joining = [asyncio.create_task(meeting.join("bob", in_livekit=False))]
+        await store.has_written.wait()
+        joining.append(asyncio.create_task(meeting.join("bob", in_livekit=False)))
+        await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
+        store.answers.set()
+        older, newer = await asyncio.gather(*joining)
+        assert await older.session.ended == "taken_over"
+        assert not newer.session.is_over
+        assert meeting.module._sessions[ROOM][BOB] == [newer.session]
+
+
+async def test_who_comes_back_with_other_rights_has_these_in_livekit_too(meeting: MeetingOnFake) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    bob = await meeting.join("bob", Role.MODERATOR)
+    await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    assert meeting.may(bob)
+    await meeting.join("bob", Role.USER, in_livekit=False)
+    await until(lambda: not meeting.may(bob))
+    await meeting.join("bob", Role.MODERATOR, in_livekit=False)
+    await until(lambda: meeting.may(bob))
+
+
+async def test_who_comes_back_into_another_room_is_removed_from_the_old_one(meeting: MeetingOnFake) -> None:
+    await meeting.join("bob")
+    await meeting.join("bob", breakout="blue")
+    await until(lambda: "bob" not in fake_people(meeting, ROOM))
+    assert "bob" in fake_people(meeting, f"{ROOM}:blue")
+
+
+def fake_people(meeting: MeetingOnFake, room: str) -> set[str]:
+    return set(meeting.fake.permissions(room))
+
+
+# --- The queue ---------------------------------------------------------------------------------------------------
+
+
+async def test_exactly_so_many_wait_as_may_and_their_places_are_free_again(meeting: MeetingOnFake) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    for _ in range(2):
+        alice.forget()
+        with meeting.fake.hang(method="ListParticipants", times=1) as hanging:
+            commands = [asyncio.create_task(alice.send(LIFT))]
+            await hanging.hit()
+            commands += [asyncio.create_task(alice.send(LIFT)) for _ in range(64)]
+            await until(lambda: kept(meeting)._waiting == 64)
+            assert alice.told("error") == []
+            await alice.send(LIFT)
+            assert [error["error"] for error in alice.told("error")] == ["rate_limit_exceeded"]
+        await asyncio.gather(*commands)
+        assert len(alice.told("microphone_restrictions_disabled")) == 65
+    assert MAX_WAITING == 64
+
+
+async def test_commands_that_still_wait_when_the_module_ends_wait_no_longer(fake: FakeRoomService) -> None:
+    before = metrics.COMMANDS_WAITING._value.get()
+    async with meeting_on_fake(fake) as meeting:
+        alice = await meeting.join("alice", Role.MODERATOR)
+        with fake.hang(method="ListParticipants", times=1) as hanging:
+            commands = [asyncio.create_task(alice.send(LIFT)) for _ in range(3)]
+            await hanging.hit()
+            await until(lambda: kept(meeting)._waiting == 2)
+            assert metrics.COMMANDS_WAITING._value.get() == before + 2
+            await meeting.module.__aexit__(None, None, None)
+    await asyncio.gather(*commands)
+    assert metrics.COMMANDS_WAITING._value.get() == before
+
+
+# --- Ends --------------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_that_was_about_to_be_done_is_left_when_a_meeting_ends(meeting: MeetingOnFake) -> None:
+    alice, _ = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    room = kept(meeting)
+    with meeting.fake.hang(method="UpdateParticipant", times=1) as hanging:
+        running = asyncio.create_task(alice.send("enable_microphone_restrictions", unrestricted_participants=[]))
+        await hanging.hit()
+        assert (await room.record()).staged is not None
+        await meeting.module.close_room(ROOM)
+        assert (await room.record()).staged is None
+    await running
+
+
+# --- Strangers ---------------------------------------------------------------------------------------------------
+
+
+def told_of(moderator: Person) -> list[str]:
+    return [told["identity"] for told in moderator.noticed("unknown_participant")]
+
+
+async def test_a_stranger_is_told_of_once_whoever_finds_them_first_and_again_when_they_come_again(
+    fake: FakeRoomService,
+) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        alice = await meeting.join("alice", Role.MODERATOR)
+        await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+        bodies: list[bytes] = []
+        fake.observe(lambda change: bodies.extend(body for body in [webhook_of(change)] if body))
+        fake.join(ROOM, "stranger")
+        for body in bodies:
+            await meeting.module.receive_webhook(body, sign_webhook(body, fake.api_key, fake.api_secret))
+        await alice.until_told("unknown_participant", "livekit_moderation")
+        await sweeps(meeting, 3)
+        assert told_of(alice) == ["stranger"]
+        fake.leave(ROOM, "stranger")
+        await sweeps(meeting, 2)
+        fake.join(ROOM, "stranger")
+        await until(lambda: told_of(alice) == ["stranger", "stranger"])
+        await sweeps(meeting, 2)
+        assert told_of(alice) == ["stranger", "stranger"]
+
+
+async def sweeps(meeting: MeetingOnFake, times: int) -> None:
+    """Wait until so many more sweeps are over."""
+    looks = len(meeting.calls("ListParticipants"))
+    await until(lambda: len(meeting.calls("ListParticipants")) > looks + times)
