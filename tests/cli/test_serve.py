@@ -23,6 +23,7 @@ from signaling.livekit.installation import WAYS_OUT, require
 from signaling.server import make_ticket
 from signaling.stores.sqlite import SQLiteStore
 from signaling.testing.client import SignalingClient, SignalingRefused
+from tests.meeting_on_fake import until
 
 SECRET = "a secret of at least thirty-two bytes"
 NAMES = {"alice": "Alice Liddell", "bob": "Robert Tables", "eve": "Evelyn Listener"}
@@ -206,6 +207,60 @@ def found(value: object, name: str) -> Iterator[object]:
             if key == name:
                 yield below
             yield from found(below, name)
+
+
+async def test_a_signal_ends_it_while_it_starts(environment: Callable[..., None], tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    never_ready = tmp_path / "livekit-server"
+    never_ready.write_text(
+        f"#!/bin/sh\n[ \"$1\" = --version ] || {{ touch '{began}'; exec sleep 1000; }}\necho livekit-server version 1\n"
+    )
+    never_ready.chmod(0o755)
+    environment(MODERATION_STORE_URL="memory:", LIVEKIT_SERVER_PATH=str(never_ready))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "signaling", "serve"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        await until(began.exists)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(LIMIT_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+async def test_nothing_that_hangs_keeps_it_from_ending(environment: Callable[..., None]) -> None:
+    environment(MODERATION_STORE_URL="memory:", MODERATION_LOG_FORMAT="json")
+    hanging = """
+import time
+import signaling.cli.serve as serve
+from signaling.server import ModerationServer
+
+async def hang(*_):
+    time.sleep(1000)
+
+ModerationServer.__aexit__ = hang
+serve.STOP_S = 0.1
+serve._run(serve.argparse.Namespace(config=None))
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", hanging), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert process.stdout is not None
+            assert await process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode == 0
+    assert json.loads(err)["event"] == "stopped_unfinished"
 
 
 async def test_a_file_may_hold_the_settings_and_the_environment_wins(
