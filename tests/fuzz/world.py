@@ -325,7 +325,7 @@ class World:
             if "exception" in logged or logged.get("level") in {"error", "critical"}:
                 traceback = logged.get("exception") or ""
                 kind = _RAISED.findall(traceback)[-1:]
-                self.found(f"logged as {logged.get('level')}: {logged.get('event')} {kind}", traceback[-600:])
+                self.found(f"logged as {logged.get('level')}: {logged.get('event')} {kind}", traceback[-600:] or line)
 
     def check_alive(self) -> None:
         """Find that it has ended."""
