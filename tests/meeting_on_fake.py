@@ -150,7 +150,11 @@ class MeetingOnFake:
 
 @asynccontextmanager
 async def meeting_on_fake(
-    fake: FakeRoomService, *, store: Store | None = None, **settings: object
+    fake: FakeRoomService,
+    *,
+    store: Store | None = None,
+    clock: Callable[[], float] | None = None,
+    **settings: object,
 ) -> AsyncIterator[MeetingOnFake]:
     """A module on `fake`."""
     chosen: dict[str, Any] = {
@@ -161,7 +165,7 @@ async def meeting_on_fake(
         "moderation_sweep_s": 60,
         **settings,
     }
-    async with ModerationModule(Settings(**chosen), store=store) as module:
+    async with ModerationModule(Settings(**chosen), store=store, clock=clock) as module:
         yield MeetingOnFake(module, fake)
 
 

@@ -5,11 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import structlog
 
 from signaling import ModerationModule, Role, Settings
+from signaling.identifiers import BreakoutId
 from signaling.stores import open_store
 from signaling.testing.fake_room_service import FakeRoomService
-from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake
+from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake, until
 
 # --- Who stops waiting -------------------------------------------------------------------------------------------
 
@@ -77,3 +79,98 @@ async def test_a_module_whose_entering_failed_may_be_entered_again(fake: FakeRoo
     path.rmdir()
     async with module:
         assert await module.audit("standup") == ()  # type: ignore[arg-type]
+
+
+# --- Commands whose sender is gone -------------------------------------------------------------------------------
+
+
+async def test_a_command_that_takes_effect_though_its_sender_is_gone_is_logged_as_applied(
+    meeting: MeetingOnFake,
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    with structlog.testing.capture_logs() as logs:
+        with meeting.fake.delay(0.2, method="ListParticipants", times=1) as delayed:
+            asking = asyncio.create_task(alice.moderate("restrict", source="camera", transaction_id=1))
+            await delayed.hit()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        await until(lambda: any(line["event"] == "command_applied" for line in logs))
+    assert [line["action"] for line in logs if line["event"] == "command_applied"] == ["restrict"]
+    assert len(alice.noticed("result")) == 1, "the session goes on, and is answered"
+
+
+async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_traceback(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    began, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        began.set()
+        await may_go_on.wait()
+        raise LookupError("a bug")
+
+    assert meeting.module._media is not None
+    monkeypatch.setattr(meeting.module._media, "list_presences", fail)
+    with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as logs:
+        asking = asyncio.create_task(alice.moderate("restrict", source="camera"))
+        await began.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        may_go_on.set()
+        await until(lambda: any("LookupError" in line.get("exception", "") for line in logs))
+        await until(lambda: not meeting.module._senders)
+    assert [line["event"] for line in logs if "LookupError" in line.get("exception", "")] == ["command_failed"]
+
+
+async def test_a_bug_in_what_the_host_asked_for_and_waits_for_no_longer_is_logged(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    began, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        began.set()
+        await may_go_on.wait()
+        raise LookupError("a bug")
+
+    assert meeting.module._media is not None
+    monkeypatch.setattr(meeting.module._media, "list_presences", fail)
+    with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as logs:
+        changing = asyncio.create_task(alice.session.change_role(Role.USER))
+        await began.wait()
+        changing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await changing
+        may_go_on.set()
+        await until(lambda: any("LookupError" in line.get("exception", "") for line in logs))
+    assert [line["event"] for line in logs if "LookupError" in line.get("exception", "")] == ["work_failed_unheard"]
+
+
+# --- What the controller does ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+async def test_a_move_by_the_controller_is_in_the_audit_and_moderators_are_told(
+    meeting: MeetingOnFake,
+    is_connected: bool,  # noqa: FBT001
+) -> None:
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    if not is_connected:
+        await bob.session.disconnect()
+    await meeting.module.move(meeting.room, bob.id, BreakoutId("red"))
+    (told,) = alice.noticed("action_taken")
+    assert (told["moderator"], told["action"], told["targets"]) == ("controller", "move", ["bob"])
+    assert told["reason"] == "to red"
+    (entry,) = await meeting.module.audit(meeting.room)
+    assert (entry.command_id, entry.moderator, entry.action) == (told["command_id"], "controller", "move")
+    assert bob.told("action_taken", "livekit_moderation") == []
+
+
+async def test_a_move_by_the_persons_own_session_is_no_action(meeting: MeetingOnFake) -> None:
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    await bob.session.move(BreakoutId("red"))
+    assert alice.noticed("action_taken") == []
+    assert await meeting.module.audit(meeting.room) == ()
