@@ -35,6 +35,7 @@ def logging_is_as_before() -> Iterator[None]:
     yield
     for handler in set(root.handlers) - set(before[0]):
         handler.close()
+    logging.captureWarnings(capture=False)
     root.handlers[:], root.level, ours.level = before
     structlog.reset_defaults()
 

@@ -70,6 +70,7 @@ def configure_logging(
     )
     root = logging.getLogger()
     root.handlers[:] = [writer]
+    logging.captureWarnings(capture=True)  # else they go between the lines, and wait for who reads
     root.setLevel(logging.WARNING)
     logging.getLogger("signaling").setLevel(level.upper())
     structlog.configure(

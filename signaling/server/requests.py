@@ -130,6 +130,8 @@ class _Server(web.Server):
         with protocol.handling():
             if not self._hosts.allow(request.headers.getall("Host", ())):
                 return refusal("host")
+            if any(expected.lower() != "100-continue" for expected in request.headers.getall("Expect", ())):
+                return refusal("bad_request")
             try:
                 return await self._answer_by_app(request)
             except web.HTTPNotFound:

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_a_terminal_is_a_person(
     configure_logging(None, "info")
     structlog.get_logger("signaling").info("ready")
     assert written(capsys).startswith("{") is not is_terminal
+
+
+def test_a_warning_of_python_is_a_line_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        configure_logging("json", "info")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        entry = json.loads(written(capsys))
+        logging.captureWarnings(capture=False)
+    assert (entry["logger"], entry["level"]) == ("py.warnings", "warning")
+    assert "DeprecationWarning: old" in entry["event"]
 
 
 def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:

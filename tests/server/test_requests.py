@@ -72,6 +72,7 @@ MALFORMED = {
     "another protocol": request(f"GET /healthz {TOKEN}/1.1"),
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc" + TOKEN.encode() + b"\r\n\r\n",
     "an expectation": request("GET /healthz HTTP/1.1", f"Expect: {TOKEN}\r\n"),
+    "an expectation that is no text": request("GET /healthz HTTP/1.1", f"Expect: ~{TOKEN}\r\n").replace(b"~", b"\xf3"),
     "chunks that are none": request(WEBHOOK, CHUNKED, f"{TOKEN}\r\n".encode()),
     "a chunk that is longer": request(WEBHOOK, CHUNKED, f"1\r\n{TOKEN}\r\n".encode()),
     "chunks that are none, for a controller": request(COMMANDS, CHUNKED, f"{TOKEN}\r\n".encode()),
@@ -106,6 +107,20 @@ async def test_garbage_behind_a_request_takes_nothing_from_its_answer(guarded: H
         answered = (await reader.read()).decode()
     assert answered.endswith('{"error": "bad_request"}')
     assert TOKEN not in answered
+
+
+@pytest.mark.parametrize("name", [".", "..", "%2E", "%2e%2E"])
+async def test_an_id_that_means_something_else_in_a_path_is_none(guarded: Hosted, name: str) -> None:
+    for line in (f"GET /v1/rooms/{name} HTTP/1.1", f"DELETE /v1/rooms/standup/participants/{name} HTTP/1.1"):
+        status, text = await exchange(guarded, line)
+        assert (status, json.loads(text)["error"]) in {
+            (400, "invalid_request"),
+            (404, "not_found"),
+            (404, "unknown_room"),
+        }
+    body = b'{"breakout": ".."}'
+    status, text = await exchange(guarded, "PUT /v1/rooms/standup/participants/bob/breakout HTTP/1.1", "", body)
+    assert (status, json.loads(text)["detail"]) == (400, "breakout: must not be . or .., which no URL reaches")
 
 
 # --- Compressed bodies -------------------------------------------------------------------------------------------
