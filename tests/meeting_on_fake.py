@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from signaling import Delivery, Kind, ModerationModule, Participant, Role, Session, Settings
 from signaling.identifiers import BreakoutId, ParticipantId, RoomId
@@ -153,10 +153,10 @@ async def meeting_on_fake(
     fake: FakeRoomService,
     *,
     store: Store | None = None,
-    clock: Callable[[], float] | None = None,
+    clock: object = None,
     **settings: object,
 ) -> AsyncIterator[MeetingOnFake]:
-    """A module on `fake`."""
+    """A module on `fake`, perhaps with a clock of its own."""
     chosen: dict[str, Any] = {
         "livekit_url": fake.url,
         "livekit_api_key": fake.api_key,
@@ -165,7 +165,9 @@ async def meeting_on_fake(
         "moderation_sweep_s": 60,
         **settings,
     }
-    async with ModerationModule(Settings(**chosen), store=store, clock=clock) as module:
+    async with ModerationModule(
+        Settings(**chosen), store=store, clock=cast("Callable[[], float] | None", clock)
+    ) as module:
         yield MeetingOnFake(module, fake)
 
 
