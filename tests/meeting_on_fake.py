@@ -109,6 +109,7 @@ class MeetingOnFake:
         *,
         kind: Kind = Kind.USER,
         breakout: str | None = None,
+        keeps_room: bool = False,
         extensions: Sequence[str] = ("livekit_moderation", "control"),
         in_livekit: bool = True,
     ) -> Person:
@@ -120,6 +121,7 @@ class MeetingOnFake:
             kind=kind,
             display_name=name.title(),
             breakout=None if breakout is None else BreakoutId(breakout),
+            keeps_room=keeps_room,
         )
         person.session = await self.module.join(
             self.room, participant, deliver=person.deliver, extensions=frozenset(extensions)

@@ -696,6 +696,48 @@ async def test_moving_delivers_credentials_and_removes_from_the_old_room(meeting
     assert "bob" not in meeting.fake.permissions("standup:red")
 
 
+async def test_who_keeps_their_room_comes_back_to_where_they_were(meeting: MeetingOnFake) -> None:
+    bob = await meeting.join("bob")
+    await bob.session.move(BreakoutId("red"))
+    for is_connected in (True, False):
+        if not is_connected:
+            await bob.session.disconnect()
+        bob = await meeting.join("bob", keeps_room=True)
+        assert bob.session.join_data is not None
+        assert bob.session.join_data["room"] == f"{ROOM}:red"
+    await bob.session.disconnect()
+    bob = await meeting.join("bob")
+    assert bob.session.join_data is not None
+    assert bob.session.join_data["room"] == ROOM
+
+
+async def test_who_was_moved_while_away_comes_back_to_there(meeting: MeetingOnFake) -> None:
+    bob = await meeting.join("bob")
+    await bob.session.disconnect()
+    await meeting.module.move(ROOM, bob.id, BreakoutId("red"))
+    bob = await meeting.join("bob", keeps_room=True)
+    assert bob.session.join_data is not None
+    assert bob.session.join_data["room"] == f"{ROOM}:red"
+
+
+async def test_a_hand_is_still_up_after_a_reconnect_and_hands_are_in_order(meeting: MeetingOnFake) -> None:
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    assert bob.session.take_join_success().hand_updated_at is None
+    await bob.session.receive("control", {"action": "raise_hand"})
+    await alice.session.receive("control", {"action": "raise_hand"})
+    assert bob.told("hand_raised", "control") == [{"message": "hand_raised"}]
+    await bob.session.disconnect()
+    back = (await meeting.join("bob")).session.take_join_success()
+    [entry] = back.participants
+    assert (back.hand_is_up, entry.control.hand_is_up) == (True, True)
+    assert back.hand_updated_at is not None
+    assert back.hand_updated_at <= entry.control.hand_updated_at
+    await alice.moderate("get_state")
+    [state] = alice.noticed("state")
+    seen = {person["participant"]: person["hand_updated_at"] for person in state["participants"]}
+    assert seen == {"alice": entry.control.hand_updated_at, "bob": back.hand_updated_at}
+
+
 async def test_whoever_is_moved_while_they_join_is_moved_when_they_have(meeting: MeetingOnFake) -> None:
     await meeting.join("alice", Role.MODERATOR)
     async with meeting.module._meetings[ROOM]._writing:

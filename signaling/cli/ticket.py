@@ -9,7 +9,6 @@ from typing import TypeVar
 from signaling.core.participants import Kind, Participant, Role
 from signaling.errors import ConfigurationError, SignalingError
 from signaling.identifiers import parse_breakout_id, parse_participant_id, parse_room_id
-from signaling.messages.control import MAX_DISPLAY_NAME
 from signaling.settings import ServerSettings
 
 Parsed = TypeVar("Parsed")
@@ -27,7 +26,7 @@ def add_ticket_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument(
         "--participant", required=True, type=_argument(parse_participant_id), help="id of the participant"
     )
-    parser.add_argument("--name", type=_argument(_display_name), help="display name; the participant's id if left out")
+    parser.add_argument("--name", help="display name; the participant's id if left out")
     parser.add_argument("--role", default=Role.USER.value, choices=[role.value for role in Role])
     parser.add_argument("--kind", default=Kind.USER.value, choices=[kind.value for kind in Kind])
     parser.add_argument("--breakout", type=_argument(parse_breakout_id), help="id of the breakout to enter")
@@ -55,13 +54,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2 if isinstance(error, ConfigurationError) else 1
     sys.stdout.write(f"{ticket}\n")
     return 0
-
-
-def _display_name(text: str) -> str:
-    name = text.strip()
-    if not 1 <= len(name) <= MAX_DISPLAY_NAME:
-        raise ValueError(f"must be 1 to {MAX_DISPLAY_NAME} characters")
-    return name
 
 
 def _argument(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:

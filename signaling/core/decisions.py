@@ -285,8 +285,9 @@ def _note_bypass(state: MeetingState, command: Bypass, now: float, command_id: C
 
 def _enter(state: MeetingState, participant: Participant, now: float, *, knows_moderation: bool) -> Iterator[Change]:
     before = state.members.get(participant.id)
-    if before is not None and before.breakout != participant.breakout:
-        yield Moved(participant.id, participant.breakout)
+    breakout = before.breakout if before is not None and participant.keeps_room else participant.breakout
+    if before is not None and before.breakout != breakout:
+        yield Moved(participant.id, breakout)
     yield Entered(
         participant.id,
         Member(
@@ -294,7 +295,7 @@ def _enter(state: MeetingState, participant: Participant, now: float, *, knows_m
             kind=participant.kind,
             joined_at=now if before is None else before.joined_at,
             display_name=participant.display_name,
-            breakout=participant.breakout,
+            breakout=breakout,
             hand_is_up=before is not None and before.hand_is_up,
             hand_updated_at=None if before is None else before.hand_updated_at,
             knows_moderation=knows_moderation,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, Strict, StringConstraints
+from pydantic import Field, Strict
 
 from signaling.messages.base import (
     NULL,
@@ -18,17 +18,14 @@ from signaling.messages.base import (
 from signaling.messages.livekit import JoinData
 from signaling.messages.moderation import JoinView, KindName, RoleName
 
-MAX_DISPLAY_NAME: Final = 100
-
 LeaveReason = Literal["quit", "timeout", "kicked", "banned"]
-DisplayName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_DISPLAY_NAME)]
 
 
 class Join(Command):
-    """Enter the meeting of the ticket; the first command of every connection."""
+    """Enter the meeting of the ticket; the first command of every connection. Guests alone choose their names."""
 
     action: Literal["join"] = "join"
-    display_name: DisplayName | None = None
+    display_name: str | None = None
     extensions: Annotated[tuple[str, ...], Strict(strict=False), Field(fail_fast=True, max_length=32)] = ()
 
 

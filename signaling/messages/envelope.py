@@ -1,6 +1,7 @@
 """The frame around every payload."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -15,6 +16,11 @@ MAX_FRAME_BYTES: Final = 1024 * 1024
 MAX_TRANSACTION_ID: Final = 2**64 - 1
 MAX_TRANSACTION_ID_LENGTH: Final = 64
 _MAX_CONTAINERS: Final = 10_000
+_MAX_MENDED: Final = 16 * 1024
+_ESCAPE: Final = re.compile(
+    r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F]).)|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+"""An escape in JSON; its group, unless it is half of a surrogate pair."""
 
 EnvelopeErrorCode = Literal["invalid_json", "invalid_namespace", "invalid_command"]
 
@@ -79,14 +85,34 @@ def parse_object(text: str) -> dict[str, Any]:
     if text.count("{") + text.count("[") > _MAX_CONTAINERS:
         raise EnvelopeError("invalid_json", "more values than any command has")
     try:
-        value = jiter.from_json(
-            text.encode(), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none", float_mode="float"
-        )
+        value = _from_json(text)
     except ValueError:  # also lone surrogates, which UTF-8 does not have; the cause would repeat input
-        raise EnvelopeError("invalid_json") from None
+        try:
+            value = _from_json(mend_names(text, "display_name"))
+        except ValueError:
+            raise EnvelopeError("invalid_json") from None
     if not isinstance(value, dict):
         raise EnvelopeError("invalid_json", "must be an object")
     return value
+
+
+def _from_json(text: str) -> object:
+    return jiter.from_json(
+        text.encode(), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none", float_mode="float"
+    )
+
+
+def mend_names(text: str, key: str) -> str:
+    """
+    JSON with whole characters in what this key holds.
+
+    Whoever cuts a name at so many UTF-16 units may leave half of a pair, which is JSON by its grammar and no text. It
+    is taken out of names only: anywhere else it would make one id of two.
+    """
+    if len(text) > _MAX_MENDED:
+        return text
+    named = re.compile(rf'("{key}"\s*:\s*")((?:[^"\\]|\\.)*)')
+    return named.sub(lambda found: found[1] + _ESCAPE.sub(lambda escape: escape[1] or "", found[2]), text)
 
 
 def is_transaction_id(value: object) -> bool:

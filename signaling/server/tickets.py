@@ -19,7 +19,7 @@ from signaling.identifiers import BreakoutId, ParticipantId, RoomId
 from signaling.identifiers import parse_breakout_id as to_breakout_id
 from signaling.identifiers import parse_participant_id as to_participant_id
 from signaling.identifiers import parse_room_id as to_room_id
-from signaling.messages.control import MAX_DISPLAY_NAME, DisplayName
+from signaling.messages.envelope import mend_names
 from signaling.server.key_sets import RSA_BITS, SETTING, KeySet, PublicKey, suitable
 from signaling.settings import TicketAlgorithm
 
@@ -51,7 +51,7 @@ class _Claims(BaseModel):
     aud: str | list[str]
     sub: Annotated[ParticipantId, AfterValidator(to_participant_id)]
     room: Annotated[RoomId, AfterValidator(to_room_id)]
-    name: DisplayName
+    name: str | None = None
     role: Role
     kind: Kind
     breakout: Annotated[BreakoutId, AfterValidator(to_breakout_id)] | None = None
@@ -138,7 +138,12 @@ class Tickets:
             raise InvalidTicket("is not valid yet: iat, nbf")
         try:
             participant = Participant(
-                claims.sub, role=claims.role, kind=claims.kind, display_name=claims.name, breakout=claims.breakout
+                claims.sub,
+                role=claims.role,
+                kind=claims.kind,
+                display_name=claims.name or "",
+                breakout=claims.breakout,
+                keeps_room="breakout" not in claims.model_fields_set,  # `null` is the main room
             )
         except InvalidParticipant as error:
             raise InvalidTicket("gives a role that their kind cannot have: role, kind") from error
@@ -149,7 +154,8 @@ class Tickets:
         if key is None:
             raise InvalidTicket("is signed with no key that the key set is known to have: kid")
         with self._saying_less(text):
-            return _Claims.model_validate_json(self._signatures.decode(text, key, algorithms=[self._algorithm]))
+            payload = self._signatures.decode(text, key, algorithms=[self._algorithm])
+            return _Claims.model_validate_json(mend_names(payload.decode(), "name"))
 
     def _key_id(self, text: str) -> str | None:
         with self._saying_less(text):
@@ -184,30 +190,33 @@ def make_ticket(
     *,
     now: float | None = None,
     lifetime_s: int = LIFETIME_S,
+    to_main_room: bool = False,
 ) -> str:
     """
     Sign a ticket, as a controller does.
 
     Args:
         key: The secret for HS256, else the private key in PEM.
+        participant: Who is still in the meeting comes back to the room where they were, unless they have a breakout.
         now: Seconds since the epoch.
+        to_main_room: Whether who has no breakout enters the main room, wherever they were.
 
     Raises:
         ConfigurationError: The key cannot sign by this algorithm.
     """
     issued_at = int(time.time() if now is None else now)
-    claims = {
+    claims: dict[str, str | int | None] = {
         "aud": AUDIENCE,
         "sub": participant.id,
         "room": room,
-        "name": participant.display_name or participant.id[:MAX_DISPLAY_NAME],
+        "name": participant.display_name,
         "role": participant.role.value,
         "kind": participant.kind.value,
         "jti": uuid4().hex,
         "iat": issued_at,
         "exp": issued_at + lifetime_s,
     }
-    if participant.breakout is not None:
+    if participant.breakout is not None or to_main_room:
         claims["breakout"] = participant.breakout
     return jwt.encode(claims, _signing_key(_text(key), algorithm), algorithm=algorithm)
 

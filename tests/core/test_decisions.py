@@ -15,7 +15,7 @@ from signaling.core.commands import (
 from signaling.core.conclusions import conclude
 from signaling.core.decisions import Decision, Refusal, refusal_of
 from signaling.core.effects import Agree, Mute
-from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Role
+from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Participant, Role
 from signaling.core.policy import publishable
 from signaling.core.state import (
     ConnectionLost,
@@ -442,6 +442,7 @@ def test_who_takes_over_keeps_their_place() -> None:
     taken_over = joined(state, somebody(BOB), at=AT + 5)
     member = taken_over.members[BOB]
     assert (member.joined_at, member.hand_is_up, member.returns_until) == (AT, True, None)
+    assert member.hand_updated_at == AT
     assert taken_over.popouts == state.popouts
 
 
@@ -458,6 +459,25 @@ def test_who_takes_over_in_another_room_is_moved_and_their_popouts_end() -> None
     after_it = changed(state, *decision.changes)
     assert after_it.room_of(BOB) == LEFT_ROOM
     assert after_it.popouts[BOB].open == ()
+
+
+def test_who_keeps_their_room_comes_back_to_where_they_were() -> None:
+    state = after(MEETING, (CONTROLLER, Move(BOB, LEFT)), (BOB, POPOUT))
+    decision = decided(state, CONTROLLER, Enter(Participant(BOB, keeps_room=True)))
+    [change] = decision.changes
+    assert isinstance(change, Entered)
+    assert change.member.breakout == LEFT
+    assert changed(state, change).popouts == state.popouts
+
+
+def test_who_was_not_here_and_keeps_their_room_enters_the_main_room() -> None:
+    state = left(after(MEETING, (CONTROLLER, Move(BOB, LEFT))), BOB)
+    assert joined(state, Participant(BOB, keeps_room=True)).room_of(BOB) == MAIN
+
+
+def test_who_does_not_say_that_they_keep_it_enters_the_main_room() -> None:
+    state = after(MEETING, (CONTROLLER, Move(BOB, LEFT)))
+    assert joined(state, Participant(BOB)).room_of(BOB) == MAIN
 
 
 def test_who_enters_as_somebody_else_is_it() -> None:

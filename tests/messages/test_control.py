@@ -203,15 +203,10 @@ def test_extensions_that_nobody_knows_are_no_error() -> None:
     assert command == control.Join(extensions=("polls", "livekit_moderation"))
 
 
-def test_a_display_name_is_trimmed() -> None:
-    assert parse_payload({"action": "join", "display_name": "  Bob B.\n"}, control.COMMANDS) == control.Join(
-        display_name="Bob B."
-    )
-
-
-def test_a_display_name_of_a_hundred_characters_is_taken() -> None:
-    command = parse_payload({"action": "join", "display_name": "é" * 100}, control.COMMANDS)
-    assert command == control.Join(display_name="é" * 100)
+@pytest.mark.parametrize("name", ["", "  \t ", "  Bob B.\n", "é" * 101, "\u200b"])
+def test_no_display_name_is_refused(name: str) -> None:
+    command = parse_payload({"action": "join", "display_name": name}, control.COMMANDS)
+    assert command == control.Join(display_name=name)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +216,6 @@ def test_a_display_name_of_a_hundred_characters_is_taken() -> None:
         ('"display_name": ["Bob"]', "display_name: must be a string"),
         ('"display_name": true', "display_name: must be a string"),
         ('"display_name": {}', "display_name: must be a string"),
-        ('"display_name": ""', "display_name: String should have at least 1 character"),
-        ('"display_name": "  \\t "', "display_name: String should have at least 1 character"),
-        (f'"display_name": "{"x" * 101}"', "display_name: String should have at most 100 characters"),
         ('"extensions": "livekit_moderation"', "extensions: must be a list"),
         ('"extensions": null', "extensions: must be left out, never null"),
         ('"display_name": null', "display_name: must be left out, never null"),

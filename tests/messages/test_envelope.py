@@ -270,7 +270,9 @@ NASTY = {
     ),
     "wrong extensions": _join("0,", "0"),
     "good extensions": _join('"",', '""'),
-    "long display name": _filled('{"namespace":"control","payload":{"action":"join","display_name":"', " ", '"}}'),
+    "long display name": _filled(
+        '{"namespace":"control","payload":{"action":"join","display_name":"', " ", '","extensions":[0]}}'
+    ),
     "100,000 keys": _keys(),
     "one key often": _filled('{"namespace":"livekit","payload":{"a":0', ',"a":0', "}}"),
     "floats": _force_mute("1.5e3,", "1"),
@@ -338,6 +340,32 @@ def test_little_is_built_of_a_mebibyte_of_anything(kind: str) -> None:
     finally:
         tracemalloc.stop()
     assert most < 16 * MAX_FRAME_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        (r"Bob \ud83d", "Bob "),
+        (r"\uDC00Bob", "Bob"),
+        (r"\ud83d\ude00 Bob \ude00\ud83d", "😀 Bob "),
+        (r"\ud83d\ud83d\ude00", "😀"),
+        (r"\\ud83d", r"\ud83d"),
+        (r"\"Bob\" \ud83d", '"Bob" '),
+        (r"\u0042ob\ud800", "Bob"),
+    ],
+)
+def test_a_name_that_was_cut_through_a_character_is_read_without_its_half(name: str, read: str) -> None:
+    frame = parse_frame(f'{{"namespace": "control", "payload": {{"action": "join", "display_name" : "{name}"}}}}')
+    assert parse_payload(frame.payload, control.COMMANDS) == control.Join(display_name=read)
+
+
+def test_nothing_but_names_is_mended() -> None:
+    for payload in (
+        r'{"action": "lower_hand", "target": "bo\ud800b"}',
+        r'{"action": "join", "display_name": "Bob\ud800", "x": "\ud800"}',
+        rf'{{"action": "join", "display_name": "{"x" * 16 * 1024}\ud800"}}',
+    ):
+        assert str(refused(f'{{"namespace": "control", "payload": {payload}}}')) == "invalid_json"
 
 
 def test_the_most_people_with_the_longest_ids_fit_into_a_frame() -> None:

@@ -43,7 +43,13 @@ class Hosted:
         return self.server.signaling_url
 
     def ticket(
-        self, name: str = "bob", role: Role = Role.USER, *, kind: Kind = Kind.USER, breakout: str | None = None
+        self,
+        name: str = "bob",
+        role: Role = Role.USER,
+        *,
+        kind: Kind = Kind.USER,
+        breakout: str | None = None,
+        to_main_room: bool = False,
     ) -> str:
         """A fresh ticket."""
         somebody = Participant(
@@ -53,7 +59,7 @@ class Hosted:
             display_name=name.title(),
             breakout=None if breakout is None else BreakoutId(breakout),
         )
-        return make_ticket(SECRET, "HS256", somebody, ROOM)
+        return make_ticket(SECRET, "HS256", somebody, ROOM, to_main_room=to_main_room)
 
     def client(self, name: str = "bob", role: Role = Role.USER, *, kind: Kind = Kind.USER) -> SignalingClient:
         """A client with a fresh ticket, which has yet to connect and to join."""
