@@ -237,6 +237,13 @@ def test_a_block_from_before_there_were_causes_is_a_moderators() -> None:
     assert load_record(data).state.blocks == {Block(BOB, Source.CAMERA, BlockCause.MODERATOR)}
 
 
+def test_a_member_from_before_hands_were_in_order_never_raised_theirs() -> None:
+    member = b'{"role": "user", "kind": "user", "joined_at": 5.0, "hand_is_up": true}'
+    data = b'{"format": 1, "revision": 3, "state": {"room": "board", "members": {"bob": ' + member + b"}}}"
+    kept = load_record(data).state.members[BOB]
+    assert (kept.hand_is_up, kept.hand_updated_at) == (True, None)
+
+
 @pytest.mark.parametrize("setting", get_args(Setting))
 def test_every_setting_that_can_be_undone_comes_back(setting: type[Setting]) -> None:
     @settings(max_examples=20, deadline=None)
