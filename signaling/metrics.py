@@ -31,3 +31,6 @@ BAD_REQUESTS: Final = Counter(
 LOG_LINES_LEFT_OUT: Final = Counter(
     "moderation_log_lines_left_out", "Lines that were not written to the log, by why.", ["cause"]
 )
+CONNECTIONS_REFUSED: Final = Counter(
+    "moderation_connections_refused", "Connections that were given no place, by why.", ["reason"]
+)

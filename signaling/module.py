@@ -59,6 +59,10 @@ from signaling.view import audit_view, join_data, join_success, may_publish
 log = structlog.get_logger(__name__)
 
 
+MAX_AUDIT_BYTES: Final = 512 * 1024
+"""What `get_audit` answers at most, unless it is a single entry."""
+_AUDIT_PAGE: Final = 10
+
 NeedsSession = (
     moderation.GetState
     | moderation.Watch
@@ -604,10 +608,8 @@ class ModerationModule:
             return Refusal("insufficient_permissions")
         match command:
             case moderation.GetAudit(limit=limit, before=before):
-                kept = await self._store.audit(
-                    session.room, limit=limit, before=None if before is None else CommandId(before)
-                )
-                session.tell(moderation.Audit(entries=tuple(map(audit_view, kept))), transaction_id)
+                shown = await self._audited(session.room, limit, None if before is None else CommandId(before))
+                session.tell(moderation.Audit(entries=shown), transaction_id)
                 return None
             case moderation.Watch(enabled=False):
                 session.meeting.watchers.discard(session)
@@ -618,6 +620,23 @@ class ModerationModule:
         if isinstance(command, moderation.Watch):
             session.meeting.watchers.add(session)
         return None
+
+    async def _audited(self, room: RoomId, limit: int, before: CommandId | None) -> tuple[moderation.AuditView, ...]:
+        """So many entries, or the newest of them that fit into an answer; the first does in any case."""
+        shown: list[moderation.AuditView] = []
+        size = 0
+        while len(shown) < limit:
+            asked = min(_AUDIT_PAGE, limit - len(shown))
+            page = await self._store.audit(room, limit=asked, before=before)
+            for view in map(audit_view, page):
+                size += len(view.model_dump_json(exclude_none=True))
+                if shown and size > MAX_AUDIT_BYTES:
+                    return tuple(shown)
+                shown.append(view)
+            if len(page) < asked:
+                break
+            before = page[-1].command_id
+        return tuple(shown)
 
     async def _why_unknown(self, room: RoomId, command_id: CommandId) -> Refusal:
         """What a command that the state does not remember is: known from the audit alone, or not at all."""

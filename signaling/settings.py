@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, cast
 from urllib.parse import SplitResult, urlsplit
@@ -179,6 +180,18 @@ def _hosts(value: object) -> object:
 _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]*")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
 
+Network = IPv4Network | IPv6Network
+
+
+def _networks(value: object) -> object:
+    if isinstance(value, frozenset) and all(isinstance(each, Network) for each in value):
+        return value
+    try:
+        return frozenset(map(ip_network, _listed(value, "addresses and networks")))
+    except ValueError:
+        raise ValueError("must be addresses and networks such as 10.0.0.7 or 10.0.0.0/8") from None
+
+
 TicketAlgorithm = Literal["HS256", "RS256", "ES256", "EdDSA"]
 
 
@@ -195,6 +208,10 @@ class ServerSettings(Settings):
     moderation_allowed_origins: Annotated[frozenset[str], NoDecode, BeforeValidator(_origins)] | None = None
     moderation_rate_per_s: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10
     moderation_rate_burst: Annotated[int, Field(ge=1, le=100_000)] = 30
+    moderation_rate_bytes_per_s: Annotated[int, Field(ge=1_024, le=1_000_000_000)] = 128 * 1024
+    moderation_connections_per_address: Annotated[int, Field(ge=1, le=10_000_000)] = 2_000
+    moderation_handshakes_per_s: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 100
+    moderation_trusted_proxies: Annotated[frozenset[Network], NoDecode, BeforeValidator(_networks)] = frozenset()
     moderation_log_format: Literal["console", "json"] | None = None
     moderation_log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -1,6 +1,7 @@
 """The namespace `livekit_moderation`, through the embedding API, on the fake RoomService."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jwt
 import pytest
 from livekit.protocol import models
 
+import signaling.module
 from signaling import Kind, ParticipantBanned, Role, StoreError, metrics
 from signaling.core.conclusions import Announcement, conclude
 from signaling.core.decisions import Decision, decide
@@ -1021,6 +1023,31 @@ async def test_every_moderator_is_told_what_one_did_and_may_read_it_again(meetin
     assert [{**entry, "message": "action_taken"} for entry in entries] == taken[::-1]
     await mia.moderate("get_audit", limit=5, before=second["command_id"])
     assert [entry["command_id"] for entry in mia.noticed("audit")[-1]["entries"]] == [first["command_id"]]
+
+
+async def test_the_audit_is_read_in_answers_that_are_not_too_large(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, _, _ = await three(meeting)
+    done = [(await alice.moderated("restrict", source="camera", allowed=[f"p{n}"]))["command_id"] for n in range(9)]
+    await alice.moderate("get_audit", limit=9)
+    (whole,) = [audit["entries"] for audit in alice.noticed("audit")]
+    assert [entry["command_id"] for entry in whole] == done[::-1]
+    monkeypatch.setattr(signaling.module, "_AUDIT_PAGE", 2)
+    monkeypatch.setattr(signaling.module, "MAX_AUDIT_BYTES", 3 * len(json.dumps(whole[0], separators=(",", ":"))) + 2)
+    sizes = []
+    before = None
+    shown: list[object] = []
+    while len(shown) < len(whole):
+        await alice.moderate("get_audit", limit=4, **({} if before is None else {"before": before}))
+        entries = alice.noticed("audit")[-1]["entries"]
+        sizes.append(len(entries))
+        shown.extend(entries)
+        before = entries[-1]["command_id"]
+    assert (shown, sizes) == (whole, [3, 3, 3])
+    monkeypatch.setattr(signaling.module, "MAX_AUDIT_BYTES", 1)
+    await alice.moderate("get_audit", limit=4)
+    assert alice.noticed("audit")[-1]["entries"] == whole[:1]
 
 
 async def test_too_many_commands_are_told_when_to_try_again(meeting: MeetingOnFake) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ SERVER: dict[str, tuple[Any, str, Any, Any, Any]] = {
     ),
     "moderation_rate_per_s": (10, "0.5", 2, 3, float),
     "moderation_rate_burst": (30, "1", 2, 3, int),
+    "moderation_rate_bytes_per_s": (131_072, "1024", 2_000, 3_000, int),
+    "moderation_connections_per_address": (2_000, "1", 2, 3, int),
+    "moderation_handshakes_per_s": (100, "0.5", 2, 3, float),
+    "moderation_trusted_proxies": (
+        frozenset(),
+        "10.0.0.7, 10.1.0.0/16",
+        ["2001:db8::/32"],
+        frozenset({ip_network("192.0.2.0/24")}),
+        lambda value: frozenset(
+            ip_network(part.strip() if isinstance(part, str) else part)
+            for part in (value.split(",") if isinstance(value, str) else value)
+        ),
+    ),
     "moderation_log_format": (None, "json", "console", "json", None),
     "moderation_log_level": ("info", "debug", "warning", "error", None),
 }
@@ -240,6 +254,10 @@ WRONG: list[tuple[str, str]] = [
     ),
     *(("moderation_rate_per_s", value) for value in ("0", "10001", "nan", SECRET)),
     *(("moderation_rate_burst", value) for value in ("0", "100001", SECRET)),
+    *(("moderation_rate_bytes_per_s", value) for value in ("1023", "1000000001", SECRET)),
+    *(("moderation_connections_per_address", value) for value in ("0", "10000001", SECRET)),
+    *(("moderation_handshakes_per_s", value) for value in ("0", "1000001", "nan", SECRET)),
+    *(("moderation_trusted_proxies", value) for value in ("proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", SECRET)),
     ("moderation_log_format", SECRET),
     ("moderation_log_level", "DEBUG"),
 ]

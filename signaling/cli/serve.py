@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from signaling.cli.process import collect_in_passing, raise_descriptor_limit
 from signaling.errors import ConfigurationError, SignalingError
 from signaling.settings import ServerSettings
 
@@ -55,6 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
 async def _serve(settings: ServerSettings, deadline: "_Deadline") -> None:
     from signaling.server import ModerationServer  # noqa: PLC0415 - as above
 
+    raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     starting = asyncio.current_task()
@@ -71,6 +73,7 @@ async def _serve(settings: ServerSettings, deadline: "_Deadline") -> None:
     try:
         async with ModerationServer(settings) as server:
             starting = None
+            collecting = asyncio.create_task(collect_in_passing(lambda: server.connections))
             ready = {
                 "ready": True,
                 "signaling": server.signaling_url,
@@ -81,6 +84,7 @@ async def _serve(settings: ServerSettings, deadline: "_Deadline") -> None:
                 sys.stdout.write(f"{json.dumps(ready)}\n")
                 sys.stdout.flush()
             await stop.wait()
+            collecting.cancel()
     except asyncio.CancelledError:
         if not stop.is_set():
             raise

@@ -16,6 +16,8 @@ MAX_FRAME_BYTES: Final = 1024 * 1024
 MAX_TRANSACTION_ID: Final = 2**64 - 1
 MAX_TRANSACTION_ID_LENGTH: Final = 64
 _MAX_CONTAINERS: Final = 10_000
+_MAX_QUOTES: Final = 20_000
+"""Twice the strings of any command; a key costs ten times what other values do, for being compared with others."""
 _MAX_MENDED: Final = 16 * 1024
 _ESCAPE: Final = re.compile(
     r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F]).)|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -82,7 +84,7 @@ def parse_object(text: str) -> dict[str, Any]:
     Raises:
         EnvelopeError: Not JSON, a key twice, no object, or more values than any command has.
     """
-    if text.count("{") + text.count("[") > _MAX_CONTAINERS:
+    if text.count("{") + text.count("[") > _MAX_CONTAINERS or text.count('"') > _MAX_QUOTES:
         raise EnvelopeError("invalid_json", "more values than any command has")
     try:
         value = _from_json(text)

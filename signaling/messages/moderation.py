@@ -185,7 +185,7 @@ class Watch(StrictCommand):
 
 
 class GetAudit(StrictCommand):
-    """Show me what moderators did, newest first; `before` continues after the entry of that command."""
+    """Show me what moderators did, newest first, 512 KiB at most; `before` continues after the entry of a command."""
 
     action: Literal["get_audit"] = "get_audit"
     limit: Annotated[int, Field(ge=1, le=MAX_AUDIT)]

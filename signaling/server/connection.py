@@ -2,13 +2,11 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final, Protocol, assert_never
 
 import structlog
-from aiolimiter import AsyncLimiter
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
-from websockets.asyncio.server import ServerConnection
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
@@ -19,9 +17,11 @@ from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
 from signaling.messages import control, echo, livekit, moderation, removal
 from signaling.messages.base import Event, Namespace, parse_payload
-from signaling.messages.envelope import Delivery, EnvelopeError, Frame, TransactionId, parse_frame
+from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery, EnvelopeError, Frame, TransactionId, parse_frame
 from signaling.module import RETRY_AFTER_S, ModerationModule
 from signaling.rooms import new_command_id
+from signaling.server.allowance import Allowance
+from signaling.server.channel import Channel
 from signaling.server.outbox import Outbox
 from signaling.server.tickets import Ticket
 from signaling.session import CONTROL, MODERATION, EndReason, Session
@@ -33,6 +33,10 @@ _LEAVES_BY: Final = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCV
 """The codes of a client's close by which it leaves; the second is `close()` of a browser, which sends none."""
 MAX_RUNNING: Final = 128
 """Commands of one connection without an answer yet; twice what a meeting lets wait."""
+MAX_FRAME_BYTES_BEFORE_JOINING: Final = 16 * 1024
+COMMAND_LENGTH: Final = 64 * 1024
+"""A longer command counts once more for each so many characters."""
+_SHOWING: Final = frozenset({"get_state", "watch", "get_audit"})
 
 
 class Spawn(Protocol):
@@ -50,18 +54,20 @@ class Connection:
     Commands take effect in the order in which they came, and all that is sent goes through one outbox, in order.
 
     Args:
-        limiter: Has room for each command that may be sent now; pings are free.
+        allowance: Has one for each command that may be sent now; pings are free.
+        patience: Has one for each that may be sent besides, and is refused; then the connection is closed.
         join_timeout_s: How long the client may take to join.
     """
 
     def __init__(
         self,
-        socket: ServerConnection,
+        socket: Channel,
         ticket: Ticket,
         *,
         module: ModerationModule,
         outbox: Outbox,
-        limiter: AsyncLimiter,
+        allowance: Allowance,
+        patience: Allowance,
         join_timeout_s: float,
         spawn: Spawn,
     ) -> None:
@@ -69,23 +75,32 @@ class Connection:
         self._ticket = ticket
         self._module = module
         self._outbox = outbox
-        self._limiter = limiter
+        self._allowance = allowance
+        self._patience = patience
         self._join_timeout_s = join_timeout_s
         self._spawn = spawn
         self._session: Session | None = None
         self._joining: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[EndReason] | None = None
         self._held_back: list[Delivery] | None = []
         self._running: set[asyncio.Task[None]] = set()
+        self._showing = asyncio.Lock()
         self._last_timestamp = 0.0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_late = False
+        self._is_out_of_patience = False
 
     async def run(self) -> None:
         """Serve the client until the connection is closed, whoever closes it."""
-        deadline = asyncio.get_running_loop().call_later(self._join_timeout_s, self._check_joined)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._join_timeout_s, self._check_joined)
         is_leaving = False
         try:
             is_leaving = await self._read()
         finally:
-            deadline.cancel()
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._socket.hear_out()
             await self._end(is_leaving=is_leaving)
 
     # --- Reading -------------------------------------------------------------------------------------------------
@@ -99,23 +114,24 @@ class Connection:
                 begun_by_client = closed.rcvd is not None and closed.rcvd_then_sent is not False
                 return begun_by_client and closed.rcvd is not None and closed.rcvd.code in _LEAVES_BY
             if isinstance(data, str):
-                await self._receive(data)
+                self._receive(data)
             else:
-                self._answer(control.ControlError(error="invalid_json", detail="must be text"))
+                self._receive_nonsense(EnvelopeError("invalid_json", "must be text"))
             await asyncio.sleep(0)  # whoever sends without a pause takes turns with everybody else
 
-    async def _receive(self, text: str) -> None:
+    def _receive(self, text: str) -> None:
         try:
             frame = parse_frame(text)
         except EnvelopeError as error:
-            self._answer(_envelope_error(error), error.transaction_id)
+            self._receive_nonsense(error)
             return
         if frame.namespace is Namespace.ECHO:
             self._answer(_pong(frame.payload), frame.transaction_id)
-        elif not self._limiter.has_capacity():
-            self._refuse(frame, self._limiter.time_period / self._limiter.max_rate)
+        elif self._allowance.left < 1:
+            self._refuse(frame, self._allowance.one_after_s)
+            self._lose_patience()
         else:
-            await self._limiter.acquire()  # at once: there is capacity
+            self._allowance.spend(1 + len(text) // COMMAND_LENGTH)
             if self._session is None:
                 self._receive_before_joining(frame)
             elif len(self._running) >= MAX_RUNNING:
@@ -123,10 +139,32 @@ class Connection:
             else:
                 self._run(self._session, frame)
 
+    def _receive_nonsense(self, error: EnvelopeError) -> None:
+        """Answer what cannot be parsed; it counts as a command, whatever it was meant to be."""
+        if self._allowance.take():
+            self._answer(_envelope_error(error), error.transaction_id)
+        else:
+            self._answer(control.ControlError(error="rate_limit_exceeded"), error.transaction_id)
+            self._lose_patience()
+
     def _run(self, session: Session, frame: Frame) -> None:
-        task = self._spawn(session.receive(frame.namespace.value, frame.payload, frame.transaction_id))
+        shows = frame.namespace is Namespace.MODERATION and named_action(frame.namespace, frame.payload) in _SHOWING
+        task = self._spawn(self._show(session, frame) if shows else _pass_on(session, frame))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def _show(self, session: Session, frame: Frame) -> None:
+        """Carry out what has a long answer: the next when the one before has been read."""
+        async with self._showing:
+            await self._socket.drained()
+            await _pass_on(session, frame)
+
+    def _lose_patience(self) -> None:
+        """Close on somebody who goes on and on, however often they are refused."""
+        if not self._patience.take() and not self._is_out_of_patience:
+            self._is_out_of_patience = True
+            log.warning("flood_cut_off", room=self._ticket.room, participant=self._ticket.participant.id)
+            self._spawn(self._close(CloseCode.POLICY_VIOLATION))
 
     def _refuse(self, frame: Frame, retry_after_s: float) -> None:
         """Refuse one command too many, in its own namespace, and with a `result` where one was asked for."""
@@ -182,18 +220,26 @@ class Connection:
             await self._give_up(CloseCode.INTERNAL_ERROR, transaction_id)
             return
         self._session = session
+        self._socket.accept_frames_of(MAX_FRAME_BYTES)
         held_back, self._held_back = self._held_back or [], None
         self._answer(session.take_join_success(), transaction_id)
         for delivery in held_back:
             self._send(delivery)
-        session.ended.add_done_callback(self._on_ended)
+        self._ended = session.ended
+        self._ended.add_done_callback(self._on_ended)
 
     async def _give_up(self, code: CloseCode, transaction_id: TransactionId | None) -> None:
         self._answer(control.ControlError(error="internal"), transaction_id)
         await self._close(code)
 
     def _check_joined(self) -> None:
-        if self._session is None:
+        """Close on somebody who has not sent `join`; what they sent may wait for its turn for as long again."""
+        if self._joining is not None:
+            return
+        if self._socket.is_behind and not self._is_late:
+            self._is_late = True
+            self._deadline = asyncio.get_running_loop().call_later(self._join_timeout_s, self._check_joined)
+        else:
             log.info("connection_not_joined", room=self._ticket.room, participant=self._ticket.participant.id)
             self._spawn(self._close(CloseCode.POLICY_VIOLATION))
 
@@ -231,16 +277,27 @@ class Connection:
         """The connection is gone. Commands that run go on; the place goes with who leaves, else it is kept."""
         if self._joining is not None:
             await asyncio.wait({self._joining})
-        if self._session is not None:
-            retrying = AsyncRetrying(
-                retry=retry_if_exception_type(StoreError),
-                wait=wait_exponential(multiplier=0.1, max=5),
-                before_sleep=self._log_failure,
-            )
-            await retrying(self._session.leave if is_leaving else self._session.disconnect)
+        session, self._session = self._session, None  # it knows us too, and would have to be collected with us
+        if session is not None:
+            if self._ended is not None:
+                self._ended.remove_done_callback(self._on_ended)
+                self._ended.cancel()  # it is ours alone
+            end = session.leave if is_leaving else session.disconnect
+            try:
+                await end()
+            except StoreError as error:
+                self._log_failure(error)
+                await self._end_at_last(end)
 
-    def _log_failure(self, attempt: RetryCallState) -> None:
-        error = None if attempt.outcome is None else attempt.outcome.exception()
+    async def _end_at_last(self, end: Callable[[], Awaitable[None]]) -> None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(StoreError),
+            wait=wait_exponential(multiplier=0.1, max=5),
+            before_sleep=lambda attempt: self._log_failure(None if (it := attempt.outcome) is None else it.exception()),
+        )
+        await retrying(end)
+
+    def _log_failure(self, error: BaseException | None) -> None:
         log.error("store_failed", room=self._ticket.room, error=str(error))
 
 
@@ -257,6 +314,10 @@ def _last_words(reason: EndReason) -> Event | None:
             return None
         case _:
             assert_never(reason)
+
+
+async def _pass_on(session: Session, frame: Frame) -> None:
+    await session.receive(frame.namespace.value, frame.payload, frame.transaction_id)
 
 
 def _pong(payload: object) -> Event:

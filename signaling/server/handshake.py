@@ -33,6 +33,7 @@ RefusalCode = Literal[
     "banned",
     "origin",
     "unavailable",
+    "too_many_connections",
 ]
 STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "not_found": HTTPStatus.NOT_FOUND,
@@ -43,6 +44,7 @@ STATUS: Final[dict[RefusalCode, HTTPStatus]] = {
     "banned": HTTPStatus.FORBIDDEN,
     "origin": HTTPStatus.FORBIDDEN,
     "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "too_many_connections": HTTPStatus.TOO_MANY_REQUESTS,
 }
 MESSAGES: Final[dict[RefusalCode, str]] = {
     "not_found": f"The WebSocket is at {PATH}.",
@@ -52,6 +54,7 @@ MESSAGES: Final[dict[RefusalCode, str]] = {
     "invalid_ticket": "The ticket lets nobody in: it is not valid, or was used before.",
     "banned": "A moderator has banned this participant from the meeting.",
     "origin": "Pages of this origin may not connect.",
+    "too_many_connections": "There are too many connections from this address; try again later, with the same ticket.",
     "unavailable": "The server cannot tell now; try again later, with the same ticket.",
 }
 _JSON: Final = "application/json"
@@ -127,9 +130,9 @@ class Handshake:
     async def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse, or keep the ticket for `process_response`."""
         if request.path.partition("?")[0] != PATH:
-            return _refusal("not_found")
+            return refusal("not_found")
         if not self._origins.allow(request.headers.get_all("Origin")):
-            return _refusal("origin")
+            return refusal("origin")
         try:
             text = _ticket_of(request.headers)
             await self._tickets.refresh_keys(text)
@@ -138,12 +141,12 @@ class Handshake:
                 return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "Server is shutting down.\n")
             ticket = self._tickets.verify(text)
             if await self._is_banned(ticket.room, ticket.participant.id):
-                return _refusal("banned")
+                return refusal("banned")
             self._verified[connection] = ticket
         except InvalidTicket as error:
-            return _refusal("invalid_ticket", str(error))
+            return refusal("invalid_ticket", str(error))
         except Refused as refused:
-            return _refusal(refused.code)
+            return refusal(refused.code)
         return None
 
     async def process_response(
@@ -157,8 +160,8 @@ class Handshake:
             is_first = await self._use_ticket(ticket.id, until=ticket.until)
         except StoreError as error:
             log.error("store_failed", error=str(error))  # noqa: TRY400 - no bug, no traceback
-            return _refusal("unavailable")
-        return None if is_first else _refusal("invalid_ticket", "was used before: jti")
+            return refusal("unavailable")
+        return None if is_first else refusal("invalid_ticket", "was used before: jti")
 
     @staticmethod
     def select_subprotocol(_connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -195,7 +198,8 @@ def _ticket_of(headers: Headers) -> str:
     return found.pop()
 
 
-def _refusal(code: RefusalCode, reason: str | None = None) -> Response:
+def refusal(code: RefusalCode, reason: str | None = None) -> Response:
+    """The answer to who may not open a connection."""
     log.info("connection_refused", error=code, reason=reason)
     body = json.dumps({"error": code, "code": code, "message": MESSAGES[code]}).encode()
     headers = Headers(

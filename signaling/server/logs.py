@@ -17,7 +17,15 @@ import structlog
 from signaling import metrics
 
 REFUSALS: Final = frozenset(
-    {"bad_request", "connection_refused", "connection_not_joined", "request_refused", "webhook_refused"}
+    {
+        "bad_request",
+        "connection_refused",
+        "connection_not_joined",
+        "flood_cut_off",
+        "request_refused",
+        "slow_reader_cut_off",
+        "webhook_refused",
+    }
 )
 """Events that anybody can cause who reaches a port: `REFUSALS_PER_S` lines of each kind, and then their number."""
 REFUSALS_PER_S: Final = 10

@@ -2,19 +2,15 @@
 
 import asyncio
 from collections import defaultdict
-from typing import Final
 
 import structlog
-from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from signaling.messages.envelope import Delivery
+from signaling.server.channel import Channel
 
 log = structlog.get_logger(__name__)
-
-MAX_UNREAD_BYTES: Final = 1024 * 1024
-"""Who has more than this waiting for them is cut off."""
 
 
 class Outbox:
@@ -26,9 +22,9 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Delivery, list[ServerConnection]]] = []
+        self._pending: list[tuple[Delivery, list[Channel]]] = []
 
-    def put(self, connection: ServerConnection, delivery: Delivery) -> None:
+    def put(self, connection: Channel, delivery: Delivery) -> None:
         """Send a delivery to a connection, after whatever was put in for it before."""
         if not self._pending:
             asyncio.get_running_loop().call_soon(self.flush)
@@ -40,7 +36,7 @@ class Outbox:
     def flush(self) -> None:
         """Write everything now."""
         pending, self._pending = self._pending, []
-        frames: defaultdict[ServerConnection, list[bytes]] = defaultdict(list)
+        frames: defaultdict[Channel, list[bytes]] = defaultdict(list)
         for delivery, connections in pending:
             try:
                 frame = Frame(Opcode.TEXT, delivery.text.encode()).serialize(mask=False)
@@ -51,12 +47,4 @@ class Outbox:
                 frames[connection].append(frame)
         for connection, parts in frames.items():
             if connection.state is State.OPEN:
-                connection.transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
-                if connection.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-                    _cut_off(connection)
-
-
-def _cut_off(connection: ServerConnection) -> None:
-    if not connection.transport.is_closing():
-        log.warning("slow_reader_cut_off", connection=str(connection.id))
-        connection.transport.abort()
+                connection.put(parts[0] if len(parts) == 1 else b"".join(parts))

@@ -58,6 +58,11 @@ class ModerationServer:
         await self._stack.aclose()
 
     @property
+    def connections(self) -> int:
+        """How many connections clients have, those that are being opened included."""
+        return self._websocket.connections
+
+    @property
     def signaling_url(self) -> str:
         """What clients connect to."""
         return self._websocket.url

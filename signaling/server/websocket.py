@@ -3,49 +3,43 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import structlog
-from aiolimiter import AsyncLimiter
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
-from websockets.protocol import State
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
 from signaling import metrics
-from signaling.messages.envelope import MAX_FRAME_BYTES
 from signaling.module import ModerationModule
 from signaling.server.addresses import cannot_listen, url_of
-from signaling.server.connection import Connection
-from signaling.server.handshake import PATH, Handshake, Origins
-from signaling.server.outbox import MAX_UNREAD_BYTES, Outbox
+from signaling.server.admission import Admission
+from signaling.server.allowance import Allowance
+from signaling.server.channel import BURST_BYTES, CLOSE_TIMEOUT_S, MAX_UNREAD_BYTES, Channel, Timing
+from signaling.server.connection import MAX_FRAME_BYTES_BEFORE_JOINING, Connection
+from signaling.server.departures import Departures
+from signaling.server.handshake import PATH, Handshake, Origins, refusal
+from signaling.server.outbox import Outbox
 from signaling.server.tickets import Tickets
 from signaling.settings import ServerSettings
 
 log = structlog.get_logger(__name__)
 
-CLOSE_TIMEOUT_S: Final = 5
-"""How long a client has to answer a close."""
+__all__ = ["STOP_S", "Timing", "WebSocketServer"]
+
 STOP_S: Final = 1.0
 """How long all of them have when the server stops, and how long what is running then has after that."""
 _BACKLOG: Final = 1_024
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """
-    How long a client may do nothing.
-
-    Attributes:
-        join_s: Until it has joined.
-        ping_interval_s: Between two pings.
-        ping_timeout_s: Until it has answered one.
-    """
-
-    join_s: float = 10
-    ping_interval_s: float = 15
-    ping_timeout_s: float = 5
+_ACCEPTED_AT_ONCE: Final = 8
+"""New connections that are taken before everybody else has a turn."""
+_OPEN_TIMEOUT_S: Final = 30
+"""How long opening may take once the request is there, which is up to us: a storm is no reason to be refused."""
+_PATIENCE: Final = 10
+"""As many commands too many are refused as there may be at once, times this; then the connection is closed."""
 
 
 class WebSocketServer:
@@ -68,10 +62,14 @@ class WebSocketServer:
         )
         self._rate_per_s = settings.moderation_rate_per_s
         self._burst = settings.moderation_rate_burst
+        self._bytes_per_s = settings.moderation_rate_bytes_per_s
+        self._per_address = settings.moderation_connections_per_address
+        self._per_address_per_s = settings.moderation_handshakes_per_s
+        self._proxies = settings.moderation_trusted_proxies
         self._timing = timing
         self._outbox = Outbox()
         self._server: Server | None = None
-        self._open: set[ServerConnection] = set()
+        self._open: set[Channel] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -81,23 +79,25 @@ class WebSocketServer:
                 self._serve,
                 self._address.host,
                 self._address.port,
-                process_request=self._handshake.process_request,
-                process_response=self._handshake.process_response,
+                process_request=self._process_request,
+                process_response=self._process_response,
                 select_subprotocol=self._handshake.select_subprotocol,
-                create_connection=self._tracked(),
+                create_connection=self._channels(),
                 compression=None,
-                max_size=MAX_FRAME_BYTES,
-                # Nobody waits for a full buffer, not even the library's own pings: who does not read is cut off.
-                write_limit=2 * MAX_UNREAD_BYTES,
-                ping_interval=self._timing.ping_interval_s,
-                ping_timeout=self._timing.ping_timeout_s,
+                max_size=MAX_FRAME_BYTES_BEFORE_JOINING,
+                write_limit=MAX_UNREAD_BYTES,
+                ping_interval=None,  # a channel pings by itself
+                open_timeout=_OPEN_TIMEOUT_S,
                 close_timeout=CLOSE_TIMEOUT_S,
                 server_header=None,
-                backlog=_BACKLOG,
+                backlog=_ACCEPTED_AT_ONCE,
                 logger=_quiet_logger(),
             )
         except OSError as error:
             raise cannot_listen("MODERATION_LISTEN", self._address, error) from error
+        for listening in self._server.sockets:
+            with listening.dup() as own:  # asyncio has one number for what may queue up and for what it takes at once
+                own.listen(_BACKLOG)
         self._tickets.start()
         return self
 
@@ -110,6 +110,11 @@ class WebSocketServer:
     def is_listening(self) -> bool:
         """Whether clients may connect."""
         return self._server is not None and self._server.is_serving()
+
+    @property
+    def connections(self) -> int:
+        """How many there are, from the first byte on."""
+        return len(self._open)
 
     @property
     def url(self) -> str:
@@ -140,39 +145,69 @@ class WebSocketServer:
             await asyncio.wait(unfinished)
         await closed
 
-    def _tracked(self) -> type[ServerConnection]:
-        """Connections that are known from the first byte, so that stopping need not wait for a handshake."""
-        known, handshake = self._open, self._handshake
+    def _channels(self) -> type[ServerConnection]:
+        """Makes connections that are known from the first byte, so that stopping need not wait for a handshake."""
+        now = asyncio.get_running_loop().time
+        known, forget, departures = self._open, self._handshake.forget, Departures()
+        allowance = partial(Allowance, self._bytes_per_s, BURST_BYTES, now)
+        admission = Admission(
+            per_address=self._per_address,
+            per_address_per_s=self._per_address_per_s,
+            proxies=self._proxies,
+            now=now,
+        )
+        timing = self._timing
 
-        class Tracked(ServerConnection):
+        class Tracked(Channel):
+            def __init__(self, protocol: ServerProtocol, server: Server, **options: object) -> None:
+                super().__init__(
+                    protocol,
+                    server,
+                    timing=timing,
+                    allowance=allowance(),
+                    admission=admission,
+                    departures=departures,
+                    **options,
+                )
+
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 known.add(self)
                 super().connection_made(transport)
 
-            def data_received(self, data: bytes) -> None:
-                super().data_received(data)
-                if self.state is State.CONNECTING and self.protocol.parser_exc is not None:
-                    # Nonsense came before our answer. The library has ended its half already, and would fail to answer.
-                    self.transport.abort()
-
             def connection_lost(self, exc: Exception | None) -> None:
                 known.discard(self)
-                handshake.forget(self)
+                forget(self)
                 super().connection_lost(exc)
 
         return Tracked
+
+    async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Ask whether there is room for whoever comes from there before looking at what they show."""
+        if not cast("Channel", connection).count(request.headers.get_all("X-Forwarded-For")):
+            return refusal("too_many_connections")
+        return await self._handshake.process_request(connection, request)
+
+    async def _process_response(
+        self, connection: ServerConnection, request: Request, response: Response
+    ) -> Response | None:
+        answer = await self._handshake.process_response(connection, request, response)
+        if (answer or response).status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            cast("Channel", connection).give_way()
+        return answer
 
     async def _serve(self, socket: ServerConnection) -> None:
         ticket = self._handshake.take_ticket(socket)
         for head in (socket.request, socket.response):
             if head is not None:
                 head.headers.clear()  # the ticket is in there, and they are kept for as long as the connection is
+        now = asyncio.get_running_loop().time
         connection = Connection(
-            socket,
+            cast("Channel", socket),
             ticket,
             module=self._module,
             outbox=self._outbox,
-            limiter=AsyncLimiter(self._burst, self._burst / self._rate_per_s),
+            allowance=Allowance(self._rate_per_s, self._burst, now),
+            patience=Allowance(self._rate_per_s, self._burst * _PATIENCE, now),
             join_timeout_s=self._timing.join_s,
             spawn=self._spawn,
         )

@@ -53,6 +53,8 @@ def as_text(field: FieldInfo) -> str:
             return "required"
         case None:
             return "unset"
+        case frozenset() as value if not value:
+            return "none"
         case bool() as value:
             return f"`{json.dumps(value)}`"
         case int() | float() as value:

@@ -1,19 +1,39 @@
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from signaling import Role
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import MAX_FRAME_BYTES
 from signaling.server import connection as server_connection
+from signaling.server.connection import MAX_FRAME_BYTES_BEFORE_JOINING
 from signaling.testing.client import SignalingClient
 from tests.server.hosting import PING, Hosted, ask, command, hosted, take
 
 JOIN = command("join")
 RESTRICT = command("enable_microphone_restrictions", "livekit", unrestricted_participants=[])
+
+
+@asynccontextmanager
+async def joined(host: Hosted, name: str = "bob") -> AsyncIterator[ClientConnection]:
+    """Somebody who has joined without LiveKit, and has read so."""
+    async with host.dial(bearer=host.ticket(name)) as connection:
+        assert (await ask(connection, JOIN))["payload"]["message"] == "join_success"
+        assert (await take(connection))["payload"] == {"message": "error", "error": "livekit_unavailable"}
+        yield connection
+
+
+async def send_without_end(connection: ClientConnection, frame: str | bytes) -> None:
+    """Send for as long as it goes, and read what is answered."""
+    while True:
+        await connection.send(frame)
+        await connection.recv()
 
 
 async def alive(client: SignalingClient, transaction_id: int) -> None:
@@ -45,7 +65,7 @@ async def alive(client: SignalingClient, transaction_id: int) -> None:
     ids=lambda frame: repr(frame[:24]),
 )
 async def test_what_is_no_json_object_is_one_error_and_the_connection_lives(door: Hosted, frame: str | bytes) -> None:
-    async with door.dial(bearer=door.ticket()) as bob, asyncio.timeout(5):
+    async with joined(door) as bob, asyncio.timeout(5):
         answer = await ask(bob, frame)
         assert answer["namespace"] == "control"
         assert answer["payload"].items() >= {"message": "error", "error": "invalid_json"}.items()
@@ -78,10 +98,18 @@ async def test_one_mebibyte_is_read_and_one_byte_more_is_closed_with_1009(door: 
         frame = '{"namespace":"echo","payload":{"action":"ping"},"x":"'
         return frame + "x" * (size - len(frame) - 2) + '"}'
 
-    async with door.dial(bearer=door.ticket()) as bob, asyncio.timeout(5):
+    async with joined(door) as bob, asyncio.timeout(5):
         assert (await ask(bob, ping(MAX_FRAME_BYTES)))["payload"] == {"message": "pong"}
         with pytest.raises(ConnectionClosed):
             await ask(bob, ping(MAX_FRAME_BYTES + 1))
+        assert bob.close_code == 1009
+
+
+async def test_before_joining_a_frame_has_16_kibibytes_at_most(door: Hosted) -> None:
+    async with door.dial(bearer=door.ticket()) as bob, asyncio.timeout(5):
+        assert (await ask(bob, " " * MAX_FRAME_BYTES_BEFORE_JOINING))["payload"]["error"] == "invalid_json"
+        with pytest.raises(ConnectionClosed):
+            await ask(bob, " " * (MAX_FRAME_BYTES_BEFORE_JOINING + 1))
         assert bob.close_code == 1009
 
 
@@ -236,7 +264,26 @@ async def test_too_many_commands_are_refused_in_their_namespace_and_pings_never_
         assert answer["payload"]["message"] == "result"
         for _ in range(100):
             assert (await ask(alice, PING))["payload"] == {"message": "pong"}
-        assert (await ask(alice, "no command at all"))["payload"]["error"] == "invalid_json"
+        for nonsense in ("no command at all", b"", command("join", "chat")):
+            answer = await ask(alice, nonsense)
+            assert (answer["namespace"], answer["payload"]["error"]) == ("control", "rate_limit_exceeded")
+
+
+@pytest.mark.parametrize("frame", ["nonsense", b"", json.dumps(command("raise_hand"))])
+@pytest.mark.parametrize("joins", [False, True])
+async def test_who_goes_on_however_often_they_are_refused_is_closed_with_1008(
+    frame: str | bytes, *, joins: bool
+) -> None:
+    async with (
+        hosted(moderation_rate_per_s=0.001, moderation_rate_burst=3) as door,
+        door.dial(bearer=door.ticket()) as bob,
+        asyncio.timeout(5),
+    ):
+        if joins:
+            await bob.send(json.dumps(JOIN))
+        with pytest.raises(ConnectionClosed):
+            await send_without_end(bob, frame)
+        assert bob.close_code == 1008
 
 
 async def test_one_command_too_many_is_answered_by_a_result_where_one_was_asked_for(livekit: EmbeddedServer) -> None:
@@ -298,12 +345,12 @@ async def test_more_running_commands_than_a_connection_may_have_are_refused(
 
 
 async def test_a_flood_of_frames_does_not_hold_others_up(door: Hosted) -> None:
-    async with door.dial(bearer=door.ticket("flood")) as flood, door.dial(bearer=door.ticket("bob")) as bob:
+    async with joined(door, "flood") as flood, door.dial(bearer=door.ticket("bob")) as bob:
         frame = b"[" * 100_000
         async with asyncio.timeout(10):
-            sending = asyncio.gather(*(flood.send(frame, text=True) for _ in range(50)))
+            sending = asyncio.gather(*(flood.send(frame, text=True) for _ in range(20)))
             for _ in range(10):
                 assert (await ask(bob, PING))["payload"] == {"message": "pong"}
             await sending
-            for _ in range(50):
+            for _ in range(20):
                 assert (await take(flood))["payload"]["error"] == "invalid_json"

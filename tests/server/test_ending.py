@@ -17,7 +17,8 @@ from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import websocket
-from signaling.server.websocket import CLOSE_TIMEOUT_S, STOP_S
+from signaling.server.channel import CLOSE_TIMEOUT_S
+from signaling.server.websocket import STOP_S
 from signaling.session import Session
 from signaling.stores.contract import AuditEntry, Record
 from signaling.stores.memory import MemoryStore

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import Mapping
 
 import jwt
@@ -10,6 +11,8 @@ from signaling.errors import StoreError
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import Delivery
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
+from signaling.server.channel import Channel
+from signaling.server.connection import Connection
 from signaling.server.websocket import Timing
 from signaling.session import Deliver, Session
 from signaling.stores.contract import Record
@@ -269,6 +272,50 @@ async def test_who_has_not_joined_in_time_is_closed_with_1008() -> None:
         assert bob.close_code == 1008
 
 
+async def test_who_has_sent_join_is_not_closed_for_not_having_joined(livekit: EmbeddedServer) -> None:
+    async with (
+        hosted(livekit, timing=Timing(join_s=0.05)) as host,
+        host.dial(bearer=host.ticket("bob")) as bob,
+        host.dial(bearer=host.ticket("late")) as late,
+        asyncio.timeout(10),
+    ):
+        livekit.pause()
+        await bob.send(json.dumps(JOIN))
+        await late.wait_closed()
+        livekit.resume()
+        assert (await take(bob))["payload"]["message"] == "join_success"
+
+
+async def test_what_waits_for_its_turn_may_be_a_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = asyncio.Event()
+    read = Connection._read
+
+    async def read_late(self: Connection) -> bool:
+        await busy.wait()
+        return await read(self)
+
+    monkeypatch.setattr(Connection, "_read", read_late)
+    checks: list[bool] = []
+    check = Connection._check_joined
+
+    def check_and_go_on(self: Connection) -> None:
+        checks.append(self._socket.is_behind)
+        check(self)
+        busy.set()
+
+    monkeypatch.setattr(Connection, "_check_joined", check_and_go_on)
+    async with hosted(timing=Timing(join_s=0.1)) as door, door.dial(bearer=door.ticket()) as bob, asyncio.timeout(5):
+        assert (await ask(bob, JOIN))["payload"]["message"] == "join_success"
+    assert checks[0]
+
+
+async def test_who_keeps_the_server_behind_gets_no_more_than_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Channel, "is_behind", True)
+    async with hosted(timing=Timing(join_s=0.05)) as door, door.dial(bearer=door.ticket()) as bob, asyncio.timeout(5):
+        await bob.wait_closed()
+        assert bob.close_code == 1008
+
+
 async def test_who_has_joined_in_time_stays(livekit: EmbeddedServer) -> None:
     async with hosted(livekit, timing=Timing(join_s=0.5)) as host, host.dial(bearer=host.ticket("bob")) as bob:
         assert (await ask(bob, JOIN))["payload"]["message"] == "join_success"
@@ -278,7 +325,7 @@ async def test_who_has_joined_in_time_stays(livekit: EmbeddedServer) -> None:
 
 
 def test_it_is_ten_seconds_unless_said_otherwise() -> None:
-    assert Timing() == Timing(join_s=10, ping_interval_s=15, ping_timeout_s=5)
+    assert Timing() == Timing(join_s=10, ping_interval_s=15, ping_timeout_s=5, request_s=5, unread_s=10)
 
 
 async def test_a_store_that_does_not_answer_tells_the_client_to_come_back(livekit: EmbeddedServer) -> None:

@@ -14,7 +14,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import outbox
-from signaling.server.outbox import MAX_UNREAD_BYTES
+from signaling.server.channel import MAX_UNREAD_BYTES
 from signaling.server.websocket import Timing
 from tests.server.hosting import PING, Hosted, ask, command, hosted, take
 
@@ -89,8 +89,7 @@ async def test_what_is_put_in_goes_out_in_order(door: Hosted, monkeypatch: pytes
         clients = [await stack.enter_async_context(door.dial(bearer=door.ticket(f"p{n}"))) for n in range(2)]
         for client in clients:
             await ask(client, PING)
-        assert door.server._websocket._server is not None
-        sockets = {each.remote_address: each for each in door.server._websocket._server.connections}
+        sockets = {each.remote_address: each for each in door.server._websocket._open}
         both, one = (sockets[client.local_address] for client in clients)
         frames = Frames(monkeypatch)
         box = door.server._websocket._outbox
@@ -115,8 +114,7 @@ async def test_what_cannot_be_encoded_keeps_nothing_from_others(door: Hosted) ->
 
     async with door.dial(bearer=door.ticket()) as bob:
         await ask(bob, PING)
-        assert door.server._websocket._server is not None
-        (socket,) = door.server._websocket._server.connections
+        (socket,) = door.server._websocket._open
         with structlog.testing.capture_logs() as logged:
             door.server._websocket._outbox.put(socket, Delivery(Unspeakable(), 1))
             door.server._websocket._outbox.put(socket, Delivery(MicrophoneRestrictionsDisabled(), 2))
@@ -126,7 +124,13 @@ async def test_what_cannot_be_encoded_keeps_nothing_from_others(door: Hosted) ->
 
 async def test_who_does_not_read_is_cut_off_and_delays_nobody(livekit: EmbeddedServer) -> None:
     async with (
-        hosted(livekit, moderation_rate_per_s=10_000, moderation_rate_burst=1_000) as host,
+        hosted(
+            livekit,
+            timing=Timing(unread_s=0.5),
+            moderation_rate_per_s=10_000,
+            moderation_rate_burst=1_000,
+            moderation_rate_bytes_per_s=1_000_000_000,
+        ) as host,
         AsyncExitStack() as stack,
     ):
         alice, bob, carol = await joined(stack, host, "alice", "bob", "carol")
