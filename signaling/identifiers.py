@@ -69,11 +69,15 @@ def popout_identity(participant: ParticipantId, number: int) -> Identity:
     return Identity(f"{participant}-popout{number}")
 
 
+def normalised(text: str) -> str:
+    """The text, in lower case and with hyphens if it reads as a UUID in any textual form."""
+    return str(UUID(text.lower())) if _UUID.fullmatch(text) else text  # UUID() knows `urn:uuid:` in lower case only
+
+
 def _parse(text: str, allowed: re.Pattern[str], alphabet: str) -> str:
-    if _UUID.fullmatch(text):
-        return str(UUID(text.lower()))  # UUID() knows `urn:uuid:` in lower case only
-    if not allowed.fullmatch(text):
+    normal = normalised(text)
+    if not allowed.fullmatch(normal):
         raise ValueError(f"must be 1 to {MAX_LENGTH} characters of {alphabet}")
-    if text in _IN_PATHS:
+    if normal in _IN_PATHS:
         raise ValueError("must not be . or .., which no URL reaches")
-    return text
+    return normal

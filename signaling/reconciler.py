@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
@@ -13,10 +13,11 @@ from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_before_del
 
 from signaling import metrics
 from signaling.core.bypasses import bypassing, unaccompanied
+from signaling.core.decisions import FRESH_S
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import allowable, call_for, must_wait, owner_of, plan, silencing
+from signaling.core.enforcement import allowable, call_for, must_wait, owner_of, plan, silencing, unnoted
 from signaling.core.participants import Source
-from signaling.core.state import MeetingState
+from signaling.core.state import Came, MeetingState
 from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import MediaServer, Notice
@@ -27,6 +28,8 @@ Place = tuple[LiveKitRoom, Identity]
 PICTURE_S: Final = 1.0
 """How long the sound of a screen may be there before its picture."""
 _FIRST_RETRY_S: Final = 0.1
+_LAG_S: Final = 1.0
+"""How long what LiveKit has reported of a track may be missing in its lists; and how long a mute meets new tracks."""
 _ROUNDS: Final = 3
 """Calls for one identity before LiveKit counts as contradicting itself."""
 
@@ -37,6 +40,31 @@ metrics.SETTLING.set_function(lambda: sum(reconciler.count_settling() for reconc
 
 async def _nothing() -> None:
     """What is awaited when nobody wants to know."""
+
+
+async def _forgotten(_came: Mapping[ParticipantId, Came]) -> None:
+    """What is awaited when nobody remembers."""
+
+
+@dataclass(slots=True)
+class _Due:
+    """
+    When somebody is to be looked at, by the clock of the event loop, and how long to wait if that comes to nothing.
+
+    Each has a pause of their own: whom LiveKit keeps refusing must not keep anybody else waiting.
+    """
+
+    at: float
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Muting:
+    """Somebody was muted, and what they publish in this very moment is meant too."""
+
+    sources: frozenset[Source]
+    until: float
+    on_muted: Callable[[frozenset[Source]], None]
 
 
 class Reconciler:
@@ -54,6 +82,7 @@ class Reconciler:
         on_change: Called when what is known of LiveKit, or of who is to be dealt with, may have changed.
         on_drift: Called when LiveKit was set right: with whom it was wrong about, and what they may publish.
         on_bypass: Called, perhaps more than once, with a track that gets round what holds, and whose it is.
+        note_came: Awaited before LiveKit is told of people who never joined: with what they came.
     """
 
     def __init__(
@@ -69,12 +98,14 @@ class Reconciler:
         on_change: Callable[[], None] = lambda: None,
         on_drift: Callable[[Presence, tuple[Source, ...]], None] = lambda _found, _expected: None,
         on_bypass: Callable[[Presence, Track], None] = lambda _presence, _track: None,
+        note_came: Callable[[Mapping[ParticipantId, Came]], Awaitable[None]] = _forgotten,
     ) -> None:
         self._room = room
         self._after_sweep = after_sweep
         self._on_change = on_change
         self._on_drift = on_drift
         self._on_bypass = on_bypass
+        self._note_came = note_came
         self._unaccompanied_since: dict[TrackSid, float] = {}
         self._media = media
         self._read = read
@@ -87,15 +118,14 @@ class Reconciler:
         self._locks: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
         self._unrepaired: dict[Place, tuple[Presence, str]] = {}
         """Whom LiveKit was found wrong about and could not be set right, as they were found, and what showed it."""
-        self._due: set[ParticipantId] = set()
+        self._published_at: dict[TrackSid, float] = {}
+        self._mutings: dict[Place, _Muting] = {}
+        self._due: dict[ParticipantId, _Due] = {}
         self._due_since_look: set[ParticipantId] = set()
         self._in_doubt: dict[ParticipantId, float | None] = {}
         self._settling: dict[Place, asyncio.Task[Finding]] = {}
         self._tasks: set[asyncio.Task[Finding]] = set()
         self._wake = asyncio.Event()
-        self._retry_at = math.inf
-        self._retry_at_once = False
-        self._retry_s = _FIRST_RETRY_S
         _RECONCILERS.add(self)
 
     @property
@@ -117,15 +147,14 @@ class Reconciler:
 
     def count_settling(self) -> int:
         """How many people LiveKit is still to be told about; may be asked from any thread."""
-        return len(self._due.union(ParticipantId(identity) for _, identity in tuple(self._settling)))
+        return len({*tuple(self._due), *(ParticipantId(identity) for _, identity in tuple(self._settling))})
 
     def repair(self, participants: Iterable[ParticipantId]) -> None:
         """Look at these people, at once, and again until LiveKit agrees."""
-        self._note_due(participants)
-        self._retry_at = asyncio.get_running_loop().time()
-        self._retry_at_once = True
-        self._retry_s = _FIRST_RETRY_S
-        self._wake.set()
+        now = asyncio.get_running_loop().time()
+        people = frozenset(participants)
+        self._due |= {who: _Due(now, _FIRST_RETRY_S) for who in people}
+        self._note_due(people)
 
     def doubt(self, participants: Collection[ParticipantId]) -> None:
         """
@@ -136,17 +165,24 @@ class Reconciler:
         self._in_doubt.update(dict.fromkeys(participants))
         self._retry_later(participants)
 
-    def _note_due(self, participants: Iterable[ParticipantId]) -> None:
-        due = frozenset(participants)
-        self._due |= due
-        self._due_since_look |= due
-        self._on_change()
-
     def _retry_later(self, participants: Iterable[ParticipantId]) -> None:
-        self._note_due(participants)
-        if self._due and self._retry_at == math.inf:
-            self._retry_at = asyncio.get_running_loop().time() + self._retry_s
-            self._wake.set()
+        people = frozenset(participants)
+        self._postpone(people)
+        self._note_due(people)
+
+    def _postpone(self, participants: Iterable[ParticipantId]) -> None:
+        """Look at these people after their pause, and after a longer one next time; not at once."""
+        now = asyncio.get_running_loop().time()
+        for who in participants:
+            due = self._due.setdefault(who, _Due(now, _FIRST_RETRY_S))
+            if due.at <= now:
+                due.at = now + due.pause_s
+                due.pause_s = min(due.pause_s * 2, self._sweep_s)
+
+    def _note_due(self, participants: frozenset[ParticipantId]) -> None:
+        self._due_since_look |= participants
+        self._wake.set()
+        self._on_change()
 
     # --- Looking -------------------------------------------------------------------------------------------------
 
@@ -181,7 +217,7 @@ class Reconciler:
         if self._listed_at.get(room, began_at) > began_at:
             return  # a list that was asked for later came first
         self._listed_at[room] = began_at
-        listed = {(room, presence.identity): presence for presence in presences}
+        listed = {(room, presence.identity): self._merged(presence) for presence in presences}
         known = {place for place in (*self._roster, *self._told_at) if place[0] == room}
         for place in known | set(listed):
             # What LiveKit answered to a call is newer than a list that was asked for before.
@@ -191,7 +227,35 @@ class Reconciler:
                 self._roster[place] = listed[place]
             else:
                 self._drop(place)
+        await self._note_new_sessions(listed.values())
         self._on_change()
+
+    def _merged(self, listed: Presence) -> Presence:
+        """What a list says of somebody, with what is known of this session of theirs beside it."""
+        known = self._roster.get((listed.room, listed.identity))
+        if known is None or known.sid != listed.sid:
+            return listed
+        now, sids = asyncio.get_running_loop().time(), {track.sid for track in listed.tracks}
+        lagging = (
+            track
+            for track in known.tracks
+            if track.sid not in sids and self._published_at.get(track.sid, -math.inf) + _LAG_S > now
+        )
+        return replace(
+            listed,
+            tracks=(*listed.tracks, *lagging),
+            publishes_once=listed.publishes_once or known.publishes_once,
+        )
+
+    async def _note_new_sessions(self, presences: Iterable[Presence]) -> None:
+        """Whoever is back is known by what they first came with, if that was noted."""
+        if found := unnoted(await self._read(), presences):
+            await self._note_came(found)
+
+    async def note_before_change(self, presences: Iterable[Presence]) -> None:
+        """Have noted with what those of these people came who never joined: LiveKit is about to be told of them."""
+        if found := unnoted(await self._read(), presences, about_to_change=True):
+            await self._note_came(found)
 
     async def _look_for(self, place: Place) -> None:
         """List the room of somebody about whom LiveKit did not know: they may be coming or going in this moment."""
@@ -204,11 +268,14 @@ class Reconciler:
     async def _list(self, room: LiveKitRoom) -> tuple[Presence, ...]:
         state = await self._read()
         if room not in state.rooms - state.doomed:
-            return ()  # of a meeting that is over, say: to list a room that is gone would make it anew
-        return await self._media.list_presences(room)
+            return ()  # of a meeting that is over, say
+        return await self._media.list_presences(room, make=room in state.rooms_in_use())
 
     def _note(self, presence: Presence) -> None:
         place = (presence.room, presence.identity)
+        known = self._roster.get(place)
+        if known is not None and known.sid == presence.sid and known.publishes_once:
+            presence = replace(presence, publishes_once=True)
         self._roster[place] = presence
         self._told_at[place] = asyncio.get_running_loop().time()
         self._on_change()
@@ -281,7 +348,11 @@ class Reconciler:
                         await self._media.remove(*place)
                         self._note_removed(place)
                     case Allow(sources=sources):
-                        self._note(await self._media.allow(presence, sources))
+                        await self.note_before_change([presence])
+                        told = await self._media.allow(presence, sources)
+                        self._note(told)
+                        if told.sid != presence.sid:
+                            continue  # it was another session that was known: how this one was, nobody can tell
                 finding = Finding.CHANGED
             except ParticipantGone:
                 if looked_again:
@@ -368,6 +439,28 @@ class Reconciler:
                     self._note_muted((presence.room, presence.identity), track)
         return silencing(presence, sources)
 
+    def mute_also(
+        self, places: Mapping[Place, Callable[[frozenset[Source]], None]], sources: frozenset[Source]
+    ) -> None:
+        """
+        Mute too what these people publish within a second: who is just about to be heard is meant.
+
+        Args:
+            places: What is called for each, with the sources of which LiveKit has confirmed it.
+        """
+        now = asyncio.get_running_loop().time()
+        self._mutings = {place: muting for place, muting in self._mutings.items() if muting.until > now}
+        self._mutings |= {place: _Muting(sources, now + _LAG_S, on_muted) for place, on_muted in places.items()}
+
+    async def _mute_what_was_meant(self, place: Place) -> None:
+        muting, presence = self._mutings[place], self._roster[place]
+        live = frozenset(track.counts_as for track in presence.tracks_of(muting.sources) if not track.muted)
+        if not live or muting.until <= asyncio.get_running_loop().time():
+            return
+        is_muted = await self.mute(*place, live) is Finding.MUTED
+        if is_muted or await self.mute_late(*place, live, frozenset(map(_sid, presence.tracks)), FRESH_S):
+            muting.on_muted(live)
+
     def _note_muted(self, place: Place, track: Track) -> None:
         """A sweep that had its list before must not take them for somebody who unmuted again."""
         known = self._roster.get(place)
@@ -453,6 +546,7 @@ class Reconciler:
         if not tracks or not (only is None or any(track.sid in only for track in tracks)):
             return Finding.NO_TRACK
         away = tuple(source for source in presence.permission.allowed() if source not in sources)
+        await self.note_before_change([presence])
         try:
             stopped = await self._media.allow(presence, away)
         except ParticipantGone:
@@ -476,6 +570,8 @@ class Reconciler:
         Whoever has answered no offer of LiveKit's is in the room and heard, though it never reports that they joined:
         the track is then the first sign of them.
         """
+        if notice.room not in (await self._read()).rooms:
+            return  # it is somebody else's, by whatever name
         place = (notice.room, notice.identity)
         known = self._roster.get(place)
         is_known = known is not None and known.sid == notice.sid
@@ -486,14 +582,19 @@ class Reconciler:
                 return
             case "track_unpublished":
                 if known is not None and is_known and notice.track is not None:
+                    self._published_at.pop(notice.track.sid, None)
                     left = _without_track(known, notice.track)
                     self._note(left)
                     await self._look_for_bypasses([left])  # sound may have lost its picture
                 return
             case "participant_joined" if notice.presence is not None and not is_known:
+                if known is not None and known.joined_at_ms > notice.presence.joined_at_ms:
+                    return  # an earlier session of theirs, told of late
                 self._note(notice.presence)
+                await self._note_new_sessions([notice.presence])
             case "track_published" if known is not None and is_known and notice.track is not None:
                 others = _without_track(known, notice.track).tracks
+                self._published_at[notice.track.sid] = asyncio.get_running_loop().time()
                 self._note(replace(known, tracks=(*others, notice.track)))
             case "track_published" if not await self._can_look_at(notice.room):
                 self.repair({await self._owner_of(notice.identity)})
@@ -507,6 +608,8 @@ class Reconciler:
         if not self._is_stricter(found, await self._read()):
             await self.note_drift(found, finding, notice.kind)
         await self._look_for_bypasses([found])
+        if notice.kind == "track_published" and place in self._mutings and place in self._roster:
+            await self._mute_what_was_meant(place)
 
     def _is_stricter(self, found: Presence, state: MeetingState) -> bool:
         """Whether somebody has come with one of our tokens of while a decision was carried out; that is no drift."""
@@ -571,20 +674,24 @@ class Reconciler:
         loop = asyncio.get_running_loop()
         sweep_at = loop.time() + self._sweep_s
         while True:
-            await self._pause(min(sweep_at, self._retry_at) - loop.time())
-            is_sweep = loop.time() >= sweep_at
-            if not is_sweep and loop.time() < self._retry_at:
+            await self._pause(min(sweep_at, self._next_look()) - loop.time())
+            now = loop.time()
+            is_sweep = now >= sweep_at
+            people = frozenset(who for who, due in self._due.items() if due.at <= now)
+            if not is_sweep and not people:
                 continue  # woken only to look at the clock again
             if is_sweep:
-                sweep_at = loop.time() + self._sweep_s
-            self._retry_at, self._retry_at_once = math.inf, False
+                sweep_at = now + self._sweep_s
+            self._postpone(people)  # unless they agree by then, or become due at once again meanwhile
             if self._media.answering:
                 if is_sweep:
                     await self._attempt(self._before_sweep())
-                await self._attempt(self.go_over(None if is_sweep else frozenset(self._due)))
+                await self._attempt(self.go_over(None if is_sweep else people))
                 if is_sweep:
                     await self._attempt(self._after_sweep())
-            self._back_off()
+
+    def _next_look(self) -> float:
+        return min((due.at for due in self._due.values()), default=math.inf)
 
     async def _attempt(self, work: Awaitable[None]) -> None:
         try:
@@ -599,13 +706,6 @@ class Reconciler:
             async with asyncio.timeout(max(seconds, 0)):
                 await self._wake.wait()
         self._wake.clear()
-
-    def _back_off(self) -> None:
-        if not self._due:
-            self._retry_s = _FIRST_RETRY_S
-        elif not self._retry_at_once:
-            self._retry_at = asyncio.get_running_loop().time() + self._retry_s
-            self._retry_s = min(self._retry_s * 2, self._sweep_s)
 
     async def go_over(self, people: frozenset[ParticipantId] | None) -> None:
         """
@@ -626,6 +726,7 @@ class Reconciler:
             rooms = state.rooms
         silent = await self.look(rooms)
         listed = {track.sid for presence in self._roster.values() for track in presence.tracks}
+        self._published_at = {sid: at for sid, at in self._published_at.items() if sid in listed}
         self._unaccompanied_since = {sid: at for sid, at in self._unaccompanied_since.items() if sid in listed}
         found, due = dict(self._roster), frozenset(self._due)
         calls = plan(state, found.values(), remove_unknown=self._remove_unknown, about=people)
@@ -635,6 +736,7 @@ class Reconciler:
             if must_wait(state, presence, self._roster.values())
         }
         priority = Priority.SWEEP if people is None else Priority.REPAIR
+        await self.note_before_change(found[call.room, call.identity] for call in calls if isinstance(call, Allow))
         findings = await asyncio.gather(
             *(self.agree((call.room, call.identity), priority) for call in calls), return_exceptions=True
         )
@@ -662,10 +764,10 @@ class Reconciler:
             for presence in self._roster.values()
             if people is None or owner_of(presence.identity, state) in people
         )
-        self._note_due(waiting)  # until nobody else has the screen any more
+        self._retry_later(waiting)  # until nobody else has the screen any more
         if not silent:
             # Whoever became due meanwhile is due for another look.
-            agreed = (self._due if people is None else people) - failed - self._due_since_look
+            agreed = frozenset(self._due if people is None else people) - failed - self._due_since_look
             self._clear(agreed)
 
     def _clear(self, agreed: Iterable[ParticipantId]) -> None:
@@ -678,7 +780,7 @@ class Reconciler:
                 if sure_at is None or now < sure_at:
                     continue
                 del self._in_doubt[person]
-            self._due.discard(person)
+            self._due.pop(person, None)
             self._on_change()
 
     async def close(self) -> None:
@@ -688,6 +790,10 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _sid(track: Track) -> TrackSid:
+    return track.sid
 
 
 def _without_track(presence: Presence, track: Track) -> Presence:

@@ -28,6 +28,8 @@ from signaling.core.commands import (
     HostCommand,
     LoseConnections,
     MemberCommand,
+    ModeratorCommand,
+    NoteCame,
     NoteRoomDeleted,
     NoteUnmutedAgain,
 )
@@ -39,10 +41,10 @@ from signaling.core.conclusions import (
     presenters_of,
     to_moderators,
 )
-from signaling.core.decisions import FRESH_S, Decision, Refusal, decide, refusal_of
+from signaling.core.decisions import FRESH_S, Decision, Refusal, decide, may_moderate, refusal_of
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
 from signaling.core.enforcement import (
-    is_stranger,
+    is_unknown,
     must_wait,
     owner_of,
     plan,
@@ -53,12 +55,13 @@ from signaling.core.enforcement import (
 )
 from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_service, publishable, stricter
-from signaling.core.state import BypassNoted, MeetingState, Popouts, apply, new_meeting
+from signaling.core.references import people
+from signaling.core.state import BypassNoted, Came, CameSeen, Change, MeetingState, Popouts, apply, new_meeting
 from signaling.entrance import LATE_S, Entrance
 from signaling.errors import MediaServerError, MediaServerUnavailable, SignalingError, StoreError
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import MediaServer, Notice
-from signaling.messages import moderation
+from signaling.messages import livekit, moderation
 from signaling.reconciler import Place, Reconciler
 from signaling.stores.contract import AuditEntry, Record, Store
 from signaling.view import Attendance, Shown
@@ -197,12 +200,15 @@ class Meeting:
             after_sweep=self._after_sweep,
             on_drift=self._on_drift,
             on_bypass=self._on_bypass,
+            note_came=self._note_came,
             remove_unknown=rules.remove_unknown,
             sweep_s=rules.sweep_s,
             on_change=self._show_soon,
         )
         self._shown = Shown(self.reconciler)
         self._bypasses: dict[TrackSid, BypassNoted] = {}
+        self._came: dict[ParticipantId, Came] = {}
+        """What counts already, and is being committed."""
         self._strangers_told: set[ParticipantId] = set()
 
     # --- Reading -------------------------------------------------------------------------------------------------
@@ -218,7 +224,10 @@ class Meeting:
     async def effective_state(self) -> MeetingState:
         """The newest state, a staged decision included."""
         state = self._effective_of(await self.record())
-        return apply(state, self._bypasses.values()) if self._bypasses else state
+        uncommitted: list[Change] = [*self._bypasses.values()]
+        if self._came:
+            uncommitted.append(CameSeen(dict(self._came)))
+        return apply(state, uncommitted) if uncommitted else state
 
     def _effective_of(self, record: Record) -> MeetingState:
         if self._effective is None or self._effective[0] is not record:
@@ -248,20 +257,20 @@ class Meeting:
         state = await self.effective_state()
         if (refusal := refusal_of(state, sender, command, self._clock())) is not None:
             return refusal  # before LiveKit is asked
-        decision = await self._decide(state, sender, command, command_id)
-        if isinstance(decision, Refusal):
-            return decision
         try:
             await self.reconciler.look(state.rooms_in_use())
         except MediaServerUnavailable:
             return Refusal("livekit_unavailable")
+        decision = self._decide_seeing(state, sender, command, command_id)
+        if isinstance(decision, Refusal):
+            return decision
         findings: dict[ParticipantId, Finding] = {}
         if isinstance(decision.effect, Mute):
             for who in decision.targets:
                 for place in self._places(state, who):
                     if (presence := self.reconciler.presence(*place)) is not None:
                         _worsen(findings, who, silencing(presence, decision.effect.sources))
-        return conclude(state, decision, findings)
+        return conclude(state, decision, findings, present=self._present(state))
 
     # --- Deciding ------------------------------------------------------------------------------------------------
 
@@ -410,24 +419,26 @@ class Meeting:
     async def _decide(
         self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
     ) -> Decision | Refusal:
-        others = frozenset[ParticipantId]()
-        services: dict[ParticipantId, Presence] = {}
-        if _concerns_strangers(state, command):
+        if may_moderate(state, sender) and _concerns_strangers(state, command):
             with contextlib.suppress(MediaServerUnavailable):
                 await self.reconciler.look(state.rooms_in_use())
-            is_for_all = isinstance(command, moderation.Mute) and command.participants is None
-            roster = self.reconciler.roster
-            others = strangers(state, (found for found in roster if not (is_for_all and is_service(found))))
-            services = {ParticipantId(found.identity): found for found in roster if is_service(found)}
-        return decide(
-            state,
-            sender,
-            command,
-            now=self._clock(),
-            command_id=command_id,
-            strangers=others,
-            services={who: frozenset(found.permission.allowed()) for who, found in services.items()},
-        )
+        return self._decide_seeing(state, sender, command, command_id)
+
+    def _decide_seeing(
+        self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
+    ) -> Decision | Refusal:
+        """Decide, as of the last look."""
+        is_theirs = isinstance(command, ModeratorCommand)
+        others = strangers(state, self.reconciler.roster) if is_theirs else {}
+        return decide(state, sender, command, now=self._clock(), command_id=command_id, strangers=others)
+
+    def _present(self, state: MeetingState) -> dict[ParticipantId, Presence]:
+        """Who is where they belong, or has never joined, as of the last look."""
+        return {
+            ParticipantId(presence.identity): presence
+            for presence in self.reconciler.roster
+            if state.room_of(ParticipantId(presence.identity)) in {None, presence.room}
+        }
 
     def _begin(self, sender: ParticipantId, *, is_counted: bool) -> None:
         self._waiting[sender] -= is_counted
@@ -501,7 +512,13 @@ class Meeting:
                 record = await self.record()
                 if _is_over(record, decision):
                     return OVER
-                conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced)
+                conclusion = conclude(
+                    record.state,
+                    decision,
+                    seen.findings,
+                    silenced=seen.silenced,
+                    present=self._present(record.state),
+                )
                 after = Record(record.revision + 1, conclusion.state)
                 audit = _audit_of(decision, conclusion)
                 if await self._store.write(after, announcements=conclusion.announcements, audit=audit):
@@ -552,7 +569,7 @@ class Meeting:
             places |= {
                 (presence.room, presence.identity): ParticipantId(presence.identity)
                 for presence in self.reconciler.roster
-                if is_stranger(state, presence)
+                if is_unknown(state, presence)
                 and not is_service(presence)
                 and ParticipantId(presence.identity) not in effect.strangers_but
             }
@@ -578,7 +595,19 @@ class Meeting:
                 later.append(late)
         if effect.is_held:
             self.reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
-        return Seen({who: findings[who] for who in effect.participants if who in findings}, silenced, tuple(later))
+        self.reconciler.mute_also(
+            {
+                place: partial(self._tell_of_late_mute, decision, who)
+                for place, who in places.items()
+                if place not in held and place[0] not in silent
+            },
+            sources,
+        )
+        return Seen(findings, silenced, tuple(later))
+
+    def _tell_of_late_mute(self, decision: Decision, who: ParticipantId, sources: frozenset[Source]) -> None:
+        told = tuple(mute_announcements(who, decision.moderator, sources))
+        self.run_in_background(until_done(lambda: self._announce(told)))
 
     async def _hold(self, place: Place, before: Presence | None, sources: frozenset[Source]) -> Finding:
         """Take the sources away, which ends their tracks."""
@@ -605,8 +634,7 @@ class Meeting:
         else:
             is_muted = await self.reconciler.mute_late(*place, sources, tracks, within_s)
         if is_muted:
-            told = tuple(mute_announcements(participant, decision.moderator, sources))
-            await until_done(lambda: self._announce(told))
+            self._tell_of_late_mute(decision, participant, sources)
 
     async def _announce(self, announcements: Sequence[Announcement]) -> None:
         async with self._writing:
@@ -671,7 +699,9 @@ class Meeting:
         # Whoever becomes the presenter gets the screen when it was taken away from everybody else, and not before.
         waiting = [presence for presence in concerned if must_wait(state, presence, roster)]
         urgent, idle = {}, {}
-        for call in plan(state, roster, remove_unknown=self._rules.remove_unknown, about=participants, sources=sources):
+        calls = plan(state, roster, remove_unknown=self._rules.remove_unknown, about=participants, sources=sources)
+        await reconciler.note_before_change(concerned if calls else ())
+        for call in calls:
             place = (call.room, call.identity)
             if call.room not in heard_of:
                 continue
@@ -696,15 +726,15 @@ class Meeting:
         for place, task in idle.items():
             _worsen(findings, owner_of(place[1], state), _finding(task) if task.done() else Finding.SETTLING)
         reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
-        return {
-            who: finding for who, finding in findings.items() if who in state.members or who in (participants or ())
-        }
+        named = strangers(state, roster).keys() if participants is None else participants
+        return {who: finding for who, finding in findings.items() if who in state.members or who in named}
 
     async def _expel(
         self, before: MeetingState, state: MeetingState, participants: frozenset[ParticipantId]
     ) -> dict[ParticipantId, Finding]:
-        # People who left long ago may be in any room that was ever used.
-        silent = await self.reconciler.look(before.rooms - before.doomed)
+        rooms = {room for who in participants for room, _ in self._places(before, who)}
+        rooms |= {found.room for found in self.reconciler.roster if owner_of(found.identity, state) in participants}
+        silent = await self.reconciler.look(before.rooms_in_use() | rooms)
         tasks = {
             (presence.room, presence.identity): self.reconciler.settle(
                 (presence.room, presence.identity), Priority.REPAIR
@@ -718,6 +748,8 @@ class Meeting:
         for place, task in tasks.items():
             _worsen(findings, owner_of(place[1], state), _finding(task))
         self.reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
+        if before.rooms - before.doomed - before.rooms_in_use():
+            self.reconciler.repair(participants)  # they may be in any room that was ever used; nobody waits for that
         return findings
 
     def remove_identities(self, participant: ParticipantId, state: MeetingState) -> Awaitable[object]:
@@ -739,13 +771,39 @@ class Meeting:
         again = unmuted_again(state, self.reconciler.roster, self._clock())
         if again:
             await self.commit_now(CONTROLLER, NoteUnmutedAgain(again))
+        await self._tell_of_strangers()
+
+    async def _tell_of_strangers(self) -> None:
+        """Tell moderators who is in LiveKit and has never joined: once, and again if they had gone."""
+        state = await self.effective_state()
         unknown = {
-            ParticipantId(presence.identity) for presence in self.reconciler.roster if _is_unknown(state, presence)
+            ParticipantId(presence.identity)
+            for presence in self.reconciler.roster
+            if is_unknown(state, presence) and not is_service(presence)
         }
-        events = [moderation.UnknownParticipant(identity=who) for who in sorted(unknown - self._strangers_told)]
+        untold = unknown - self._strangers_told
         self._strangers_told = unknown
-        if events:
+        if not untold:
+            return
+        events = [moderation.UnknownParticipant(identity=who) for who in sorted(untold)]
+        try:
             await self._announce([to_moderators(state, event) for event in events])
+        except StoreError:
+            self._strangers_told -= untold
+            raise
+
+    async def _note_came(self, came: Mapping[ParticipantId, Came]) -> None:
+        """Remember with what people came who never joined; if the store does not answer, it counts all the same."""
+        self._came |= came
+        try:
+            await self._commit_came(came)
+        except StoreError as error:
+            log.warning("note_put_off", room=self.room, error=str(error))
+            self.run_in_background(until_done(lambda: self._commit_came(came)))
+
+    async def _commit_came(self, came: Mapping[ParticipantId, Came]) -> None:
+        await self.commit_now(CONTROLLER, NoteCame(came))
+        self._came = {who: what for who, what in self._came.items() if came.get(who) != what}
 
     def _on_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
         self.run_in_background(self._tell_of_drift(found, expected))
@@ -757,12 +815,7 @@ class Meeting:
             found=tuple(source.value for source in found.permission.allowed()),
             expected=tuple(source.value for source in expected),
         )
-        announcements = [to_moderators(state, repaired)]
-        who = ParticipantId(found.identity)
-        if _is_unknown(state, found) and who not in self._strangers_told:
-            self._strangers_told.add(who)
-            announcements.append(to_moderators(state, moderation.UnknownParticipant(identity=who)))
-        await self._announce(announcements)
+        await self._announce([to_moderators(state, repaired)])
 
     def _on_bypass(self, presence: Presence, track: Track) -> None:
         if track.source is not None and track.sid not in self._bypasses:
@@ -828,6 +881,7 @@ class Meeting:
         """Do what follows from something that LiveKit has reported."""
         if notice.kind != "room_finished":
             await self.reconciler.react(notice)
+            await self._tell_of_strangers()
             return
         self._media.forget_rooms(notice.room)
         if notice.room in (await self.effective_state()).rooms_in_use():
@@ -1091,12 +1145,6 @@ def _finding(task: asyncio.Task[Finding] | None) -> Finding:
     return task.result() if task is not None and task.done() and not task.cancelled() else Finding.UNANSWERED
 
 
-def _is_unknown(state: MeetingState, presence: Presence) -> bool:
-    """Whether it is somebody who has never joined, not one who was here and is back with an old token."""
-    was_here = ParticipantId(presence.identity) in state.departed
-    return is_stranger(state, presence) and not is_service(presence) and not was_here
-
-
 def _live(presence: Presence, sources: frozenset[Source]) -> list[Track]:
     return [track for track in presence.tracks_of(sources) if not track.muted]
 
@@ -1106,13 +1154,14 @@ def _concerns_strangers(state: MeetingState, command: AnyCommand) -> bool:
         case moderation.Mute(participants=None, hold_s=hold_s):
             return hold_s is not None  # who is muted once need not be known before
         case (
-            moderation.Mute(participants=named)
+            livekit.ForceMute(participants=named)
+            | moderation.Mute(participants=named)
             | moderation.Allow(participants=named)
             | moderation.Disallow(participants=named)
             | moderation.Stop(participants=named)
             | moderation.Kick(participants=named)
         ):
-            return not state.members.keys() >= set(named or ())
+            return not state.members.keys() >= people(named or (), state)
         case _:
             return False
 

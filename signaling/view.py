@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from signaling.core.conclusions import control_data
+from signaling.core.effects import Presence
+from signaling.core.enforcement import allowable, is_unknown, strangers
 from signaling.core.participants import ALL_SOURCES, SERVICES, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import BlockCause, MeetingState, Member
@@ -114,7 +116,7 @@ def difference(before: moderation.StateView, after: moderation.StateView) -> mod
     """What a copy of `before` needs to become one of `after`, but for the version; `None` if they are the same."""
     changed: dict[str, Any] = {
         name: getattr(after, name)
-        for name in ("restrictions", "blocks", "bans", "presenter")
+        for name in ("restrictions", "blocks", "bans", "presenter", "strangers")
         if getattr(after, name) != getattr(before, name)
     }
     if "presenter" in changed and after.presenter is None:
@@ -149,6 +151,7 @@ def _state_view(state: MeetingState, reconciler: Reconciler, version: int) -> mo
             _participant_view(state, reconciler, participant, state.members[participant])
             for participant in sorted(state.members)
         ),
+        strangers=tuple(_stranger_views(state, reconciler)),
     )
 
 
@@ -183,13 +186,7 @@ def _participant_view(
         connected=member.returns_until is None,
         in_livekit=presence is not None,
         may_publish=tuple(source.value for source in publishable(participant, state)),
-        publishing=()
-        if presence is None
-        else tuple(
-            moderation.TrackView(source=track.source.value, track_sid=track.sid, muted=track.muted)
-            for track in presence.tracks
-            if track.source is not None
-        ),
+        publishing=() if presence is None else _track_views(presence),
         hand_is_up=member.hand_is_up,
         hand_updated_at=_told_time(member.hand_updated_at),
         settling=reconciler.is_settling(participant),
@@ -198,6 +195,28 @@ def _participant_view(
 
 def _told_time(at: float | None) -> str | None:
     return None if at is None else rfc3339(at)
+
+
+def _track_views(presence: Presence) -> tuple[moderation.TrackView, ...]:
+    return tuple(
+        moderation.TrackView(
+            source="unknown" if track.source is None else track.source.value, track_sid=track.sid, muted=track.muted
+        )
+        for track in presence.tracks
+    )
+
+
+def _stranger_views(state: MeetingState, reconciler: Reconciler) -> Iterator[moderation.StrangerView]:
+    roster = tuple(reconciler.roster)
+    for identity, presence in sorted(strangers(state, roster).items()):
+        if is_unknown(state, presence):
+            yield moderation.StrangerView(
+                identity=identity,
+                kind=presence.kind.value,
+                may_publish=tuple(source.value for source in allowable(state, presence, roster)),
+                publishing=_track_views(presence),
+                settling=reconciler.is_settling(identity),
+            )
 
 
 def audit_view(entry: AuditEntry) -> moderation.AuditView:

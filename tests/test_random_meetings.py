@@ -79,12 +79,24 @@ STRANGERS = {
     "IN_1": models.ParticipantInfo.INGRESS,
 }
 
-INTRUDERS = [*STRANGERS, "bob#x", "carol#2", "eve-popout1", "sip_+49"]
+ODD = ["wumpus#1234", "studio #1", "0B1F9F6E-6A3C-4B8E-9C53-8D5F1F7F2A10", "sip_+49"]
+INTRUDERS = [*STRANGERS, *ODD, "bob#x", "carol#2", "eve-popout1"]
+CAME = [
+    models.ParticipantPermission(can_subscribe=True, can_publish=True),
+    models.ParticipantPermission(can_subscribe=True),
+    models.ParticipantPermission(can_subscribe=True, can_publish=True, can_publish_sources=["CAMERA"]),
+    models.ParticipantPermission(
+        can_subscribe=True, can_publish=True, can_publish_sources=["SCREEN_SHARE", "MICROPHONE"]
+    ),
+]
+"""With what strangers come: their tokens are somebody else's."""
+FOREIGN = f"{ROOM}:lobby"
+"""A room of another application, which only looks like a breakout."""
 
 # --- What is drawn -----------------------------------------------------------------------------------------------
 
 SOMEBODY = st.sampled_from([*CAST])
-NAMED = st.lists(st.sampled_from(["bob", "carol", *CAST, *STRANGERS, "zoe"]), min_size=1, max_size=4)
+NAMED = st.lists(st.sampled_from(["bob", "carol", *CAST, *STRANGERS, *ODD, "zoe"]), min_size=1, max_size=4)
 SENDER = st.sampled_from([*["alice", "mia"] * 4, *CAST, "controller"])
 BREAKOUT = st.sampled_from([None, None, BreakoutId("left"), BreakoutId("right")])
 RESTRICTABLE = st.sampled_from(["camera", "microphone", "screen_share"])
@@ -270,6 +282,7 @@ class World:
         self.results: list[dict[str, Any]] = []
         self._screens: dict[str, bool] = {}
         self._known: dict[Identity, set[str]] = {}
+        self.came: dict[ParticipantId, dict[str, set[Source]]] = {}
         self.is_troubled = False
         self.leaves_rooms = False
         self._transactions = 0
@@ -512,6 +525,8 @@ class World:
         if info is not None and change.happening == "permission_changed":
             self._check_screens(change.room.name, info)
         elif info is not None and change.happening == "participant_joined":
+            came = presence_of(LiveKitRoom(change.room.name), info).permission.allowed()
+            self.came.setdefault(ParticipantId(info.identity), {})[info.sid] = set(came)
             self._screens[info.sid] = SCREEN in presence_of(LiveKitRoom(change.room.name), info).permission.allowed()
         body = webhook_of(change)
         if body is None:
@@ -525,7 +540,10 @@ class World:
 
     def check_rooms(self, used: AbstractSet[str]) -> None:
         """LiveKit has no rooms beside these."""
-        self.check(self.leaves_rooms or used >= set(self.fake.rooms), f"{self.fake.rooms} are there beside {used}")
+        there = set(self.fake.rooms) - {FOREIGN}
+        self.check(self.leaves_rooms or used >= there, f"{there} are there beside {used}")
+        called = [call for call in self.fake.calls if call.room == FOREIGN]
+        self.check(not called, f"{called} are about another application's room")
 
     def check_livekit(self, state: MeetingState, *, removes_unknown: bool) -> None:
         """LiveKit agrees with the state, and nobody gets round it."""
@@ -534,11 +552,21 @@ class World:
         )
         self.check_rooms(state.rooms)
         for room, info in self.in_livekit():
+            self._check_gifts(state, info)
             if room not in state.rooms_in_use():
                 continue  # nobody is there to be protected, so nobody looks
             presence = presence_of(LiveKitRoom(room), info)
             problem = problem_with(state, presence, removes_unknown=removes_unknown)
             self.check(problem is None, f"{info.identity} in {room} {problem}: {presence}")
+
+    def _check_gifts(self, state: MeetingState, info: models.ParticipantInfo) -> None:
+        """Whoever never joined may publish what they came with, less what is taken away, and nothing else."""
+        presence = presence_of(LiveKitRoom(info.identity), info)
+        who = ParticipantId(info.identity)
+        if who in state.members or who in self.people or is_service(presence):
+            return
+        allowed, came = set(presence.permission.allowed()), self.came[who]
+        self.check(allowed <= set().union(*came.values()), f"{who} came with {came}, and may publish {allowed}")
 
     def check_story(self, record: Record) -> None:
         """Everybody was told the same."""
@@ -607,7 +635,7 @@ def problem_with(state: MeetingState, presence: Presence, *, removes_unknown: bo
     """What is wrong about an identity that LiveKit lists."""
     identity = presence.identity
     owner = owner_of(identity, state)
-    if "#" in identity:
+    if identity.partition("#")[0] in CAST and "#" in identity:
         return "is a second session"
     if owner != ParticipantId(identity):
         popouts = state.popouts[owner].open
@@ -623,13 +651,17 @@ def problem_with(state: MeetingState, presence: Presence, *, removes_unknown: bo
             return problem_with_service(state, presence)
         if removes_unknown:
             return "is unknown"
+        allowed = presence.permission.allowed()
+        if not set(allowed) <= set(publishable(who, state)):
+            return "may publish what nobody like them may"
     elif state.room_of(who) != presence.room:
         return "belongs elsewhere"
     elif member.kind in SERVICES:
         return problem_with_service(state, presence)
-    allowed = publishable(who, state)
-    if not presence.permission.allows_exactly(allowed):
-        return f"is to publish {allowed}"
+    else:
+        allowed = publishable(who, state)
+        if not presence.permission.allows_exactly(allowed):
+            return f"is to publish {allowed}"
     kept_from = set(Source) - set(allowed)
     for track in presence.tracks:
         if track.source in kept_from:
@@ -655,7 +687,8 @@ def problem_with_service(state: MeetingState, presence: Presence) -> str | None:
     kept_from = {source for source in Source if is_blocked(who, source, state)}
     if kept_from & set(presence.permission.allowed()):
         return f"may publish some of {kept_from}"
-    given_back = state.had.get(who, frozenset()) - kept_from
+    came = state.came.get(who)
+    given_back = set() if came is None or came.session != presence.sid else came.sources - kept_from
     return None if given_back <= set(presence.permission.allowed()) else f"has not got back {given_back}"
 
 
@@ -805,10 +838,17 @@ class RandomMeetings(RuleBasedStateMachine):
                         with suppress(PublishRefused):
                             self.world.fake.publish(room, identity, source.value)
 
-    @rule(name=st.sampled_from(INTRUDERS), room=st.sampled_from([ROOM, f"{ROOM}:left"]))
-    def intrude(self, name: str, room: str) -> None:
+    @rule(
+        name=st.sampled_from(INTRUDERS),
+        room=st.sampled_from([ROOM, ROOM, f"{ROOM}:left", FOREIGN]),
+        permission=st.sampled_from(CAME),
+    )
+    def intrude(self, name: str, room: str, permission: models.ParticipantPermission) -> None:
+        kind = STRANGERS.get(name, models.ParticipantInfo.STANDARD)
+        if room == FOREIGN:
+            self.world.fake.create_room(room)
         with suppress(JoinRefused):
-            self.world.fake.join(room, name, kind=STRANGERS.get(name, models.ParticipantInfo.STANDARD))
+            self.world.fake.join(room, name, permission=permission, kind=kind)
 
     @rule(
         published=st.lists(

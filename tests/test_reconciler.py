@@ -648,7 +648,7 @@ async def test_a_stale_list_does_not_bring_back_who_was_removed_since_but_a_new_
 
 async def test_what_was_remembered_of_people_goes_with_them(meeting: OnFake) -> None:
     for number in range(3):
-        meeting.rejoin(f"p{number}#2")
+        meeting.rejoin(f"bob#{number}")
         await meeting.reconciler.go_over(None)
         await meeting.reconciler.go_over(None)
     meeting.restrict()
@@ -676,7 +676,7 @@ async def test_a_look_names_the_rooms_about_which_nothing_is_known(meeting: OnFa
 
 
 async def test_a_bug_in_looking_is_raised(meeting: OnFake, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(_: LiveKitRoom) -> tuple[Presence, ...]:
+    async def fail(_: LiveKitRoom, **_which: bool) -> tuple[Presence, ...]:
         raise LookupError("a bug")
 
     monkeypatch.setattr(meeting.media, "list_presences", fail)

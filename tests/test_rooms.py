@@ -321,7 +321,7 @@ async def test_a_bug_while_carrying_out_rolls_back_and_is_no_secret(
     meeting = Meeting(RoomId("m"), store, media, Rules())
     await set_up(fake, meeting)
 
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **_which: object) -> None:
         raise LookupError("a bug")
 
     monkeypatch.setattr(media, "list_presences", fail)

@@ -1,9 +1,11 @@
 """What is asked for: by moderators, by members, and by the host itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from signaling.core.participants import Participant, Role, Source
+from signaling.core.state import Came
 from signaling.identifiers import BreakoutId, LiveKitRoom, ParticipantId, TrackSid
 from signaling.messages import control, livekit, moderation
 
@@ -117,6 +119,13 @@ class NoteUnmutedAgain:
     participants: frozenset[ParticipantId]
 
 
+@dataclass(frozen=True, slots=True)
+class NoteCame:
+    """With what these people came into LiveKit, who have never joined, is to be remembered."""
+
+    came: Mapping[ParticipantId, Came]
+
+
 HostCommand = (
     Enter
     | Extend
@@ -131,6 +140,7 @@ HostCommand = (
     | Expire
     | Bypass
     | NoteUnmutedAgain
+    | NoteCame
 )
 
 ModeratorCommand = (

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, Literal
 
 from signaling.core.decisions import Decision
-from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Stop
+from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Presence, Stop
+from signaling.core.enforcement import allowable, is_unknown
 from signaling.core.participants import SCREEN_SOURCES, SERVICES, Role, Source
-from signaling.core.policy import is_blocked, obeys_room, publishable
+from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
 from signaling.core.state import (
     ASK_AGAIN_S,
     Asked,
@@ -87,6 +89,7 @@ def conclude(
     findings: Mapping[ParticipantId, Finding] | None = None,
     *,
     silenced: Mapping[ParticipantId, frozenset[Source]] | None = None,
+    present: Mapping[ParticipantId, Presence] = MappingProxyType({}),
 ) -> Conclusion:
     """
     The state, the events and the outcomes of a decision that was carried out.
@@ -97,6 +100,7 @@ def conclude(
         state: As it is now; others may have changed it since the decision was made.
         findings: What was seen of each member; whoever is missing was not looked at, because they are not in LiveKit.
         silenced: Of those who were muted, which of the sources they were heard or seen by; if not given, all of them.
+        present: Who is in LiveKit, members or not, as far as is known.
     """
     seen = {} if findings is None else findings
     effect = decision.effect
@@ -109,7 +113,7 @@ def conclude(
         }
     noted = (MutesNoted(muted, decision.at),) if muted else ()
     after = apply(state, (*decision.changes, *noted), command_id=decision.command_id if decision.is_action else None)
-    outcomes = tuple(_outcomes(state, after, decision, seen))
+    outcomes = tuple(_outcomes(_Comparison(state, after, present), decision, seen))
     failed = [participant for participant, finding in seen.items() if finding.is_failure]
     announcements = [
         *_announcements(state, after, decision, seen),
@@ -368,33 +372,87 @@ def control_data(state: MeetingState, participant: ParticipantId) -> control.Con
 # --- What it came to ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """The meeting before and after, and who is in LiveKit: what somebody who never joined may do depends on that."""
+
+    before: MeetingState
+    after: MeetingState
+    present: Mapping[ParticipantId, Presence]
+
+    def strangers(self) -> Iterator[ParticipantId]:
+        return (who for who, presence in self.present.items() if is_unknown(self.after, presence))
+
+    def is_service(self, participant: ParticipantId) -> bool:
+        presence = self.present.get(participant)
+        seen_as_one = presence is not None and is_service(presence)
+        return not obeys_room(participant, self.after, is_service=seen_as_one)
+
+    def rights(self, participant: ParticipantId, state: MeetingState) -> frozenset[Source]:
+        presence = self.present.get(participant)
+        if presence is None or participant in state.members:
+            return frozenset(publishable(participant, state))
+        return frozenset(allowable(state, presence))
+
+    def gained(self, participant: ParticipantId) -> frozenset[Source]:
+        return self.rights(participant, self.after) - self.rights(participant, self.before)
+
+
 def _outcomes(
-    before: MeetingState, after: MeetingState, decision: Decision, seen: Mapping[ParticipantId, Finding]
+    meeting: _Comparison, decision: Decision, seen: Mapping[ParticipantId, Finding]
 ) -> Iterator[moderation.Outcome]:
     effect = decision.effect
     if effect is None and (not decision.is_action or decision.action == "move"):
         return  # nothing comes of it but that it is so
-    everyone = isinstance(effect, Agree) and effect.participants is None
-    concerned = decision.targets | after.members.keys() if everyone else decision.targets
-    for participant in sorted(concerned | decision.unknown | decision.exempt):
+    for participant in sorted(_concerned(meeting, decision)):
         finding = seen.get(participant, Finding.ABSENT)
         if participant in decision.unknown:
             yield moderation.Outcome(participant=participant, outcome="unknown")
-        elif participant in decision.exempt:
+        elif participant in decision.exempt or _is_spared(meeting, decision, participant):
             yield moderation.Outcome(participant=participant, outcome="exempt")
         elif finding is Finding.UNANSWERED:
             yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_unavailable")
         elif finding is Finding.REJECTED:
             yield moderation.Outcome(participant=participant, outcome="failed", error="livekit_rejected")
         elif decision.action == "ask_to_unmute":
-            yield _asked(before, decision, participant)
-        elif isinstance(effect, Mute | Stop):
+            yield _asked(meeting.before, decision, participant)
+        elif isinstance(decision.effect, Mute | Stop):
             yield moderation.Outcome(participant=participant, outcome=_TRACK_OUTCOMES[finding])
         elif finding is Finding.SETTLING:
             yield moderation.Outcome(participant=participant, outcome="settling")
         else:
-            outcome = _came_to(before, after, decision, participant, finding)
-            yield moderation.Outcome(participant=participant, outcome=outcome)
+            outcome = _came_to(meeting, decision, participant, finding)
+            stays_silent = _stays_silent(meeting, participant)
+            yield moderation.Outcome(
+                participant=participant, outcome=outcome, detail="cannot_publish_again" if stays_silent else None
+            )
+
+
+def _concerned(meeting: _Comparison, decision: Decision) -> frozenset[ParticipantId]:
+    named = decision.targets | decision.unknown | decision.exempt
+    match decision.effect:
+        case Agree(participants=None):
+            return named.union(meeting.after.members, meeting.strangers())
+        case Mute(strangers_but=frozenset()):
+            return named.union(meeting.strangers())
+        case _:
+            return named
+
+
+def _is_spared(meeting: _Comparison, decision: Decision, participant: ParticipantId) -> bool:
+    """Whether this is somebody whom a mute of everyone leaves alone, who came after it was decided."""
+    effect = decision.effect
+    if not isinstance(effect, Mute) or effect.strangers_but is None or participant in decision.targets:
+        return False
+    return participant in effect.strangers_but or meeting.is_service(participant)
+
+
+def _stays_silent(meeting: _Comparison, participant: ParticipantId) -> bool:
+    """Whether somebody may publish again what nothing makes them publish again."""
+    presence = meeting.present.get(participant)
+    if presence is None or not presence.publishes_once:
+        return False
+    return any(not presence.tracks_of(frozenset({source})) for source in meeting.gained(participant))
 
 
 _TRACK_OUTCOMES: Final[dict[Finding, moderation.OutcomeName]] = {
@@ -415,9 +473,10 @@ def _asked(before: MeetingState, decision: Decision, participant: ParticipantId)
 
 
 def _came_to(
-    before: MeetingState, after: MeetingState, decision: Decision, participant: ParticipantId, finding: Finding
+    meeting: _Comparison, decision: Decision, participant: ParticipantId, finding: Finding
 ) -> moderation.OutcomeName:
     """What a change of rights came to for somebody about whom LiveKit agrees."""
+    before, after = meeting.before, meeting.after
     if isinstance(decision.effect, Expel):
         if participant in after.bans - before.bans:
             return "banned"
@@ -429,34 +488,37 @@ def _came_to(
             case Granted(_, source) | Revoked(_, source):
                 if _named(before, participant, source) == _named(after, participant, source):
                     return "unchanged"
-                return "granted" if isinstance(change, Granted) else "revoked"
-            case Restricted() if after.is_moderator(participant) or not obeys_room(participant, after):
+                if isinstance(change, Revoked):
+                    return "revoked"
+                # Who never joined is given no more than they came with.
+                cannot = participant in meeting.present and source not in meeting.rights(participant, after)
+                return "unchanged" if cannot else "granted"
+            case Restricted() if after.is_moderator(participant) or meeting.is_service(participant):
                 return "exempt"
             case Restricted(source) | Unrestricted(source):
-                return _compare(before, after, participant, frozenset({source}))
+                return _compare(meeting, participant, frozenset({source}))
             case RoleGiven() if before.is_moderator(participant) != after.is_moderator(participant):
                 return "granted" if after.is_moderator(participant) else "revoked"
             case PresenterSet():
-                if participant not in after.members:
+                if participant not in after.members and participant not in meeting.present:
                     return "not_connected"
-                if not obeys_room(participant, after):
+                if meeting.is_service(participant):
                     return "exempt"
                 has = Source.SCREEN_SHARE in publishable(participant, after)
                 if has and participant == change.participant != before.presenter:
                     return "granted"
-                return _compare(before, after, participant, SCREEN_SOURCES)
+                return _compare(meeting, participant, SCREEN_SOURCES)
             case _:
                 pass
-    return _compare(before, after, participant, frozenset(Source))
+    return _compare(meeting, participant, frozenset(Source))
 
 
-def _compare(
-    before: MeetingState, after: MeetingState, participant: ParticipantId, sources: frozenset[Source]
-) -> moderation.OutcomeName:
+def _compare(meeting: _Comparison, participant: ParticipantId, sources: frozenset[Source]) -> moderation.OutcomeName:
     """What became of the right to publish these sources, or to be here."""
+    before, after = meeting.before, meeting.after
     if (participant in before.bans) != (participant in after.bans):
         return "banned" if participant in after.bans else "unrestricted"
-    had, has = (sources.intersection(publishable(participant, state)) for state in (before, after))
+    had, has = (sources & meeting.rights(participant, state) for state in (before, after))
     return "unchanged" if had == has else "unrestricted" if had < has else "restricted"
 
 

@@ -1,8 +1,9 @@
 """From a command to a decision."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, Literal, assert_never
 
 from signaling.core.commands import (
@@ -21,12 +22,14 @@ from signaling.core.commands import (
     MemberCommand,
     ModeratorCommand,
     Move,
+    NoteCame,
     NoteRoomDeleted,
     NoteUnmutedAgain,
 )
-from signaling.core.effects import Agree, Effect, Expel, Mute, Stop
+from signaling.core.effects import Agree, Effect, Expel, Mute, Presence, Stop
 from signaling.core.participants import NEVER_MODERATORS, SCREEN_SOURCES, SERVICES, Participant, Role, Source
-from signaling.core.policy import obeys_room
+from signaling.core.policy import is_service, obeys_room
+from signaling.core.references import people
 from signaling.core.state import (
     ASK_AGAIN_S,
     Asked,
@@ -34,6 +37,7 @@ from signaling.core.state import (
     BanWas,
     BlockWas,
     BypassNoted,
+    CameSeen,
     Change,
     ConnectionLost,
     Departed,
@@ -63,7 +67,6 @@ from signaling.core.state import (
     Revoked,
     RoleGiven,
     RoomDeleted,
-    ServicesSeen,
     Setting,
     TimedOut,
     Unbanned,
@@ -150,8 +153,7 @@ def decide(
     *,
     now: float,
     command_id: CommandId,
-    strangers: frozenset[ParticipantId] = frozenset(),
-    services: Mapping[ParticipantId, frozenset[Source]] | None = None,
+    strangers: Mapping[ParticipantId, Presence] = MappingProxyType({}),
 ) -> Decision | Refusal:
     """
     What `command` comes to in `state`. Refused in this order: the sender may not, the target is unknown, already so.
@@ -160,7 +162,6 @@ def decide(
         sender: Who asks; `CONTROLLER` for the host.
         now: Seconds since the epoch.
         strangers: Who is in LiveKit and has never joined; moderators may name them too, or mean them by everyone.
-        services: Which of them are no ordinary participants, and what LiveKit lets these publish.
     """
     if isinstance(command, HostCommand):
         return _decide_for_host(state, command, now, command_id)
@@ -168,8 +169,7 @@ def decide(
         return _decide_for_member(state, sender, command, now, command_id)
     if (refusal := refusal_of(state, sender, command, now)) is not None:
         return refusal
-    decision = _decide_for_moderator(state, sender, command, now, command_id, strangers)
-    return decision if isinstance(decision, Refusal) else _noting_services(state, decision, services or {})
+    return _decide_for_moderator(state, sender, command, now, command_id, strangers)
 
 
 def may_moderate(state: MeetingState, sender: ParticipantId) -> bool:
@@ -251,6 +251,14 @@ def _decide_for_host(
                 return Refusal("nothing_to_do")
             forgotten = (MutesForgotten(noted),)
             return Decision(command_id, "note_unmuted_again", CONTROLLER, now, forgotten, holds=True, targets=noted)
+        case NoteCame(came):
+            noted_came = {
+                who: what for who, what in came.items() if who not in state.members or not obeys_room(who, state)
+            }
+            if not noted_came or not state.goes_on:
+                return Refusal("nothing_to_do")
+            seen = (CameSeen(noted_came),)
+            return Decision(command_id, "note_came", CONTROLLER, now, seen, holds=True)
         case _:
             assert_never(command)
 
@@ -365,12 +373,12 @@ def _decide_for_moderator(
     command: ModeratorCommand,
     now: float,
     command_id: CommandId,
-    strangers: frozenset[ParticipantId],
+    strangers: Mapping[ParticipantId, Presence],
 ) -> Decision | Refusal:
     action = Decision(command_id, command.action, sender, now, is_action=True)
     match command:
         case livekit.ForceMute():
-            targets, unknown = _known(state, command.participants)
+            targets, unknown = _known(state, command.participants, strangers)
             mute = Mute(targets, frozenset({Source.MICROPHONE}))
             return replace(action, effect=mute, targets=targets, unknown=unknown)
         case livekit.GrantScreenSharePermission():
@@ -378,7 +386,8 @@ def _decide_for_moderator(
         case livekit.RevokeScreenSharePermission():
             return _name(state, action, command.participants, Source.SCREEN_SHARE, allow=False)
         case livekit.EnableMicrophoneRestrictions():
-            restricted = Restricted(Source.MICROPHONE, frozenset(command.unrestricted_participants))
+            listed = people(command.unrestricted_participants, state, strangers)
+            restricted = Restricted(Source.MICROPHONE, listed)
             return replace(action, changes=(restricted,), effect=_about({Source.MICROPHONE}))
         case livekit.DisableMicrophoneRestrictions():
             return replace(action, changes=(Unrestricted(Source.MICROPHONE),), effect=_about({Source.MICROPHONE}))
@@ -390,7 +399,7 @@ def _decide_for_moderator(
             return _mute(state, action, command, strangers)
         case moderation.Restrict(source=name, allowed=allowed, expires_in_s=lasts_s):
             until = None if lasts_s is None else now + lasts_s
-            change = Restricted(Source(name), frozenset(allowed), until)
+            change = Restricted(Source(name), people(allowed, state, strangers), until)
             return replace(action, changes=(change,), effect=_about({Source(name)}))
         case moderation.Unrestrict(source=name):
             return replace(action, changes=(Unrestricted(Source(name)),), effect=_about({Source(name)}))
@@ -409,11 +418,11 @@ def _decide_for_moderator(
             effect = _about({Source.SCREEN_SHARE})
             return replace(action, changes=(PresenterSet(presenter),), effect=effect, targets=targets)
         case moderation.AskToUnmute():
-            return _ask(state, action, command.participants, now)
+            return _ask(state, action, command.participants, now, strangers)
         case moderation.Kick():
             return _kick(state, action, command, strangers)
         case moderation.Unban():
-            named = frozenset(command.participants)
+            named = people(command.participants, state, strangers)
             known = named & (state.bans | state.departed | state.members.keys())
             return replace(action, changes=(Unbanned(known),), holds=True, targets=known, unknown=named - known)
         case moderation.Undo():
@@ -422,22 +431,8 @@ def _decide_for_moderator(
             assert_never(command)
 
 
-def _noting_services(
-    state: MeetingState, decision: Decision, services: Mapping[ParticipantId, frozenset[Source]]
-) -> Decision:
-    """The decision, which remembers what it takes from services: only so can it be given back, whatever fails."""
-    if not isinstance(decision.effect, Stop) and not any(
-        isinstance(change, Revoked | Held) for change in decision.changes
-    ):
-        return decision
-    # Our own got tokens for everything.
-    had = {who: frozenset(Source) for who in decision.targets & state.members.keys() if not obeys_room(who, state)}
-    had |= {who: services[who] for who in decision.targets & services.keys()}
-    return replace(decision, changes=(ServicesSeen(had), *decision.changes)) if had else decision
-
-
 def _mute(
-    state: MeetingState, action: Decision, command: moderation.Mute, strangers: frozenset[ParticipantId]
+    state: MeetingState, action: Decision, command: moderation.Mute, strangers: Mapping[ParticipantId, Presence]
 ) -> Decision:
     sources = frozenset(map(Source, command.sources))
     unknown: frozenset[ParticipantId] = frozenset()
@@ -446,11 +441,12 @@ def _mute(
     if command.participants is not None:
         targets, unknown = _known(state, command.participants, strangers)
     else:
-        spared = frozenset({action.sender, *(command.everyone_except or ())})
+        spared = people((action.sender, *(command.everyone_except or ())), state, strangers)
         exempt = frozenset(
             who for who in state.members if who in spared or state.is_moderator(who) or not obeys_room(who, state)
         )
-        targets = strangers.union(state.members) - exempt - spared
+        exempt |= frozenset(who for who, found in strangers.items() if who in spared or is_service(found))
+        targets = frozenset({*strangers, *state.members}) - exempt
     is_held = command.hold_s is not None
     return replace(
         action,
@@ -467,7 +463,7 @@ def _name(
     action: Decision,
     named: tuple[ParticipantId, ...],
     source: Source,
-    strangers: frozenset[ParticipantId] = frozenset(),
+    strangers: Collection[ParticipantId] = (),
     *,
     allow: bool,
 ) -> Decision:
@@ -479,9 +475,15 @@ def _name(
     return replace(action, changes=(change,), effect=effect, targets=targets, unknown=unknown)
 
 
-def _ask(state: MeetingState, action: Decision, named: tuple[ParticipantId, ...], now: float) -> Decision | Refusal:
-    targets, unknown = _known(state, named)
-    reached = {who for who in targets if _may_be_asked(state.members[who])}
+def _ask(
+    state: MeetingState,
+    action: Decision,
+    named: tuple[ParticipantId, ...],
+    now: float,
+    strangers: Collection[ParticipantId],
+) -> Decision | Refusal:
+    targets, unknown = _known(state, named, strangers)
+    reached = {who for who in targets & state.members.keys() if _may_be_asked(state.members[who])}
     wait_s = {who: state.asked_at[who] + ASK_AGAIN_S - now for who in reached & state.asked_at.keys()}
     too_soon = {who for who, left_s in wait_s.items() if left_s > 0}
     if reached and reached == too_soon:
@@ -498,11 +500,11 @@ def _may_be_asked(member: Member) -> bool:
 
 
 def _kick(
-    state: MeetingState, action: Decision, command: moderation.Kick, strangers: frozenset[ParticipantId]
+    state: MeetingState, action: Decision, command: moderation.Kick, strangers: Collection[ParticipantId]
 ) -> Decision:
-    named = frozenset(command.participants)
+    named = people(command.participants, state, strangers)
     exempt = named & {action.sender}
-    targets = (named & (strangers | state.departed | state.members.keys())) - exempt
+    targets = (named & {*strangers, *state.departed, *state.members}) - exempt
     departed = [Departed(who, action.at, "banned" if command.ban else "kicked") for who in sorted(targets)]
     return replace(
         action,
@@ -617,10 +619,11 @@ def _give_role(
 def _known(
     state: MeetingState,
     named: tuple[ParticipantId, ...],
-    strangers: frozenset[ParticipantId] = frozenset(),
+    strangers: Collection[ParticipantId] = (),
 ) -> tuple[frozenset[ParticipantId], frozenset[ParticipantId]]:
-    known = frozenset(named) & (strangers | state.members.keys())
-    return known, frozenset(named) - known
+    meant = people(named, state, strangers)
+    known = frozenset(who for who in meant if who in strangers or who in state.members)
+    return known, meant - known
 
 
 def _about(sources: set[Source]) -> Agree:

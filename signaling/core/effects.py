@@ -22,6 +22,11 @@ class Track:
     muted: bool
     is_sound: bool
 
+    @property
+    def counts_as(self) -> Source:
+        """The source that somebody means by naming it: what says nothing of itself is taken for what it brings."""
+        return self.source or (Source.MICROPHONE if self.is_sound else Source.CAMERA)
+
 
 @dataclass(frozen=True, slots=True)
 class Permission:
@@ -58,6 +63,9 @@ class Presence:
     Attributes:
         sid: LiveKit's id of this session of theirs.
         is_hidden: Nobody sees them, or they are a recorder, by their permission.
+        joined_at_ms: When this session began, in milliseconds since LiveKit's epoch; 0 if it does not say.
+        publishes_once: Whether nothing makes them publish again what was taken away: telephones, and gateways that
+            stream something in.
     """
 
     room: LiveKitRoom
@@ -67,10 +75,12 @@ class Presence:
     kind: LiveKitKind = LiveKitKind.STANDARD
     is_hidden: bool = False
     sid: str = ""
+    joined_at_ms: int = 0
+    publishes_once: bool = False
 
     def tracks_of(self, sources: frozenset[Source]) -> tuple[Track, ...]:
-        """The tracks that they say are of these sources."""
-        return tuple(track for track in self.tracks if track.source in sources)
+        """The tracks that count as one of these sources."""
+        return tuple(track for track in self.tracks if track.counts_as in sources)
 
 
 # --- Effects -----------------------------------------------------------------------------------------------------

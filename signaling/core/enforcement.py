@@ -1,13 +1,13 @@
 """What LiveKit must still be told."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from signaling.core.effects import Allow, Call, Finding, Presence, Priority, Remove
 from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
-from signaling.core.state import REMEMBERED_S, MeetingState
+from signaling.core.state import REMEMBERED_S, Came, MeetingState
 from signaling.identifiers import Identity, ParticipantId
 
 _POPOUT: Final = re.compile(r"(?P<owner>.+)-popout(?P<number>[1-9][0-9]*)", re.DOTALL)
@@ -20,9 +20,33 @@ def owner_of(identity: Identity, state: MeetingState) -> ParticipantId:
 
     Popouts count as their owner's, as they were issued and not by the look of a name; so does a second session.
     """
-    base = Identity(identity.partition(_SECOND_SESSION)[0])
+    base = _first_session(identity, state)
     popout = _issued_popout(base, state)
     return ParticipantId(base) if popout is None else popout
+
+
+def _first_session(identity: Identity, state: MeetingState) -> Identity:
+    """
+    The identity itself, or the one of which it is a second session.
+
+    LiveKit marks those by what it appends. Anybody else's name may hold that mark: what counts is whether somebody of
+    this meeting stands before it.
+    """
+    if _SECOND_SESSION not in identity or _was_here(identity, state):
+        return identity
+    return next((base for base in _before_marks(identity) if _was_here(base, state)), identity)
+
+
+def _before_marks(identity: Identity) -> Iterator[Identity]:
+    for mark in re.finditer(_SECOND_SESSION, identity):
+        yield Identity(identity[: mark.start()])
+
+
+def _was_here(identity: Identity, state: MeetingState) -> bool:
+    participant = ParticipantId(identity)
+    if participant in state.members or participant in state.departed or participant in state.bans:
+        return True
+    return _issued_popout(identity, state) is not None
 
 
 def plan(
@@ -67,32 +91,97 @@ def call_for(
     Args:
         roster: Everybody whom LiveKit lists: the presenter waits until nobody else can share the screen.
     """
+    if not is_ours(state, presence):
+        return None
     if _must_go(state, presence, remove_unknown=remove_unknown):
         return Remove(presence.room, presence.identity)
     if _issued_popout(presence.identity, state) is not None:
         return None
     allowed, has = allowable(state, presence, roster), presence.permission
-    obeys = obeys_room(ParticipantId(presence.identity), state, is_service=is_service(presence))
-    if has.allows_exactly(allowed) if obeys else has.allowed() == allowed:
+    if has.allows_exactly(allowed) if _is_ruled(state, presence) else has.allowed() == allowed:
         return None
     return Allow(presence.room, presence.identity, allowed, _priority(presence, sources))
 
 
-def allowable(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> tuple[Source, ...]:
+def is_ours(state: MeetingState, presence: Presence) -> bool:
+    """Whether they are in a LiveKit room of this meeting; not so of one that only looks like a breakout of it."""
+    return presence.room in state.rooms
+
+
+def allowable(state: MeetingState, presence: Presence, roster: Collection[Presence] = ()) -> tuple[Source, ...]:
     """
     What LiveKit is to allow an identity now: what it may publish, less the screen that somebody else still has.
 
-    Nobody but those who issued their tokens knows what services are for: they keep what they have, less what is kept
-    from them by name, and get that back.
+    Who joined here gets what the state says, both ways. Who did not, and services, are only ever taken away from:
+    nobody but those who issued their tokens knows what they are for.
     """
     participant = ParticipantId(presence.identity)
-    if not obeys_room(participant, state, is_service=is_service(presence)):
-        has = {*presence.permission.allowed(), *state.had.get(participant, ())}
-        return tuple(source for source in Source if source in has and not is_blocked(participant, source, state))
-    allowed = publishable(participant, state)
+    allowed = publishable(participant, state, is_service=is_service(presence))
+    if not _is_ruled(state, presence):
+        came = came_with(state, presence).sources
+        blocked_as = [ParticipantId(base) for base in _before_marks(presence.identity)]
+        allowed = tuple(
+            source
+            for source in allowed
+            if source in came and not any(is_blocked(base, source, state) for base in blocked_as)
+        )
     if must_wait(state, presence, roster):
         return tuple(source for source in allowed if source not in SCREEN_SOURCES)
     return allowed
+
+
+def came_with(state: MeetingState, presence: Presence) -> Came:
+    """
+    What somebody who is only taken away from could publish when they came: the most that they are given back.
+
+    A client that lost its connection comes back in a new session, by a token of LiveKit's that holds what it was
+    allowed last. Whoever comes with just that has come with what they had before.
+    """
+    has = frozenset(presence.permission.allowed())
+    known = state.came.get(ParticipantId(presence.identity))
+    if known is None:
+        return Came(presence.sid, has)
+    if known.session != presence.sid and not _is_member(state, presence):
+        allowed = publishable(ParticipantId(presence.identity), state, is_service=is_service(presence))
+        return Came(presence.sid, known.sources if has == known.sources.intersection(allowed) else has)
+    return known
+
+
+def unnoted(
+    state: MeetingState, presences: Iterable[Presence], *, about_to_change: bool = False
+) -> dict[ParticipantId, Came]:
+    """
+    Of these people, those of whom it has to be noted with what they came.
+
+    Args:
+        about_to_change: Whether LiveKit is about to be told of them; else only whose session is another one now.
+    """
+    found = {}
+    for presence in presences:
+        participant = ParticipantId(presence.identity)
+        if _is_member(state, presence):
+            if not _is_ruled(state, presence) and participant not in state.came and _is_named(state, participant):
+                found[participant] = Came(presence.sid, frozenset(Source))  # our tokens are for everything but that
+            continue
+        if not is_stranger(state, presence) or not (about_to_change or participant in state.came):
+            continue
+        came = came_with(state, presence)
+        if came != state.came.get(participant):
+            found[participant] = came
+    return found
+
+
+def _is_member(state: MeetingState, presence: Presence) -> bool:
+    return ParticipantId(presence.identity) in state.members
+
+
+def _is_ruled(state: MeetingState, presence: Presence) -> bool:
+    """Whether LiveKit is to allow them just what the state says: whoever joined here, and is no service."""
+    return _is_member(state, presence) and obeys_room(ParticipantId(presence.identity), state)
+
+
+def _is_named(state: MeetingState, participant: ParticipantId) -> bool:
+    return any(is_blocked(participant, source, state) for source in Source)
 
 
 def must_wait(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> bool:
@@ -117,9 +206,8 @@ def screen_is_taken(state: MeetingState, roster: Iterable[Presence], presenter: 
 
 def _must_go(state: MeetingState, presence: Presence, *, remove_unknown: bool) -> bool:
     identity = presence.identity
-    if _SECOND_SESSION in identity:
-        # No identity of ours holds the mark of a second session; it would have the token's rights, not ours.
-        return True
+    if _first_session(identity, state) != identity:
+        return True  # it has the token's rights, not ours
     owner = _issued_popout(identity, state)
     if owner is not None:
         return all(popout.identity != identity or popout.room != presence.room for popout in state.popouts[owner].open)
@@ -136,18 +224,28 @@ def is_exempt(state: MeetingState, presence: Presence) -> bool:
     participant = ParticipantId(presence.identity)
     if obeys_room(participant, state, is_service=is_service(presence)):
         return False
-    return not any(is_blocked(participant, source, state) for source in Source)
+    return not _is_named(state, participant)
 
 
-def strangers(state: MeetingState, roster: Iterable[Presence]) -> frozenset[ParticipantId]:
-    """Who is in LiveKit and has never joined, nor is anybody's popout or second session."""
-    return frozenset(ParticipantId(presence.identity) for presence in roster if is_stranger(state, presence))
+def strangers(state: MeetingState, roster: Iterable[Presence]) -> dict[ParticipantId, Presence]:
+    """Who is in the meeting's LiveKit rooms and has never joined, nor is anybody's popout or second session."""
+    return {ParticipantId(presence.identity): presence for presence in roster if is_stranger(state, presence)}
 
 
 def is_stranger(state: MeetingState, presence: Presence) -> bool:
-    """Whether an identity is somebody's who has never joined."""
+    """Whether an identity is somebody's who has never joined, or who has left and is back in LiveKit alone."""
     participant = ParticipantId(presence.identity)
-    return participant not in state.members and owner_of(presence.identity, state) == participant
+    return (
+        participant not in state.members
+        and is_ours(state, presence)
+        and owner_of(presence.identity, state) == participant
+    )
+
+
+def is_unknown(state: MeetingState, presence: Presence) -> bool:
+    """Whether they are a stranger whom moderators see: not one who was here, and is about to be removed again."""
+    participant = ParticipantId(presence.identity)
+    return is_stranger(state, presence) and participant not in state.departed and participant not in state.bans
 
 
 def silencing(presence: Presence, sources: frozenset[Source]) -> Finding:

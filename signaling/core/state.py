@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Literal, TypeVar, assert_never
 
-from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, Kind, Role, Source
+from signaling.core.participants import ALL_SOURCES, NEVER_MODERATORS, SERVICES, Kind, Role, Source
 from signaling.identifiers import (
     BreakoutId,
     CommandId,
@@ -105,6 +105,19 @@ class MuteNote:
     sources: frozenset[Source]
 
 
+@dataclass(frozen=True, slots=True)
+class Came:
+    """
+    What somebody who never joined could publish when they came into LiveKit.
+
+    Attributes:
+        session: LiveKit's id of the session that they came with.
+    """
+
+    session: str
+    sources: frozenset[Source]
+
+
 # What can be put back by itself: as it was, before something else was decided.
 
 
@@ -191,8 +204,8 @@ class MeetingState:
         restricted_until: When restrictions lift themselves, in seconds since the epoch.
         listed: Who is listed, by source. Kept for the screen while sharing is free, since grants are remembered.
         holds: Sources that mutes keep from people, and until when, in seconds since the epoch.
-        had: What services could publish before anything was kept from them by name. They get that back, since no rule
-            that concerns everybody would do it.
+        came: With what those came into LiveKit who never joined, and services, if something was taken from them since:
+            they are given back no more than that.
         bypasses: Tracks by which people got round a restriction; they count for the whole meeting.
         bans: Who may not come in.
         presenter: Who alone may share the screen.
@@ -216,7 +229,7 @@ class MeetingState:
     listed: Mapping[Source, frozenset[ParticipantId]] = field(default_factory=dict)
     blocks: frozenset[Block] = frozenset()
     holds: Mapping[ParticipantId, Mapping[Source, float]] = field(default_factory=dict)
-    had: Mapping[ParticipantId, frozenset[Source]] = field(default_factory=dict)
+    came: Mapping[ParticipantId, Came] = field(default_factory=dict)
     bypasses: Mapping[ParticipantId, frozenset[TrackSid]] = field(default_factory=dict)
     bans: frozenset[ParticipantId] = frozenset()
     presenter: ParticipantId | None = None
@@ -381,10 +394,10 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class ServicesSeen:
-    """Services were found to be able to publish this, right before something is kept from them by name."""
+class CameSeen:
+    """What these people came with was seen, right before LiveKit is told to allow them something else."""
 
-    had: Mapping[ParticipantId, frozenset[Source]]
+    came: Mapping[ParticipantId, Came]
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,7 +519,7 @@ Change = (
     | Granted
     | Revoked
     | Held
-    | ServicesSeen
+    | CameSeen
     | HoldsEnded
     | BypassNoted
     | PresenterSet
@@ -574,8 +587,8 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             return _revoke(state, participants, source)
         case Held(participants, sources, until):
             return _hold(state, participants, sources, until)
-        case ServicesSeen(had):
-            return replace(state, had={**had, **state.had})
+        case CameSeen(came):
+            return replace(state, came={**state.came, **came})
         case HoldsEnded(at):
             return replace(state, holds=_holds_that(state, lambda _, __, until: until > at))
         case BypassNoted(participant, source, track, _):
@@ -640,6 +653,7 @@ def _enter(state: MeetingState, participant: ParticipantId, member: Member) -> M
     entered = replace(
         state,
         members={**state.members, participant: member},
+        came=state.came if member.kind in SERVICES else _without(state.came, participant),
         departed=state.departed - {participant},
         rooms=state.rooms | {livekit_room(state.room, member.breakout)},
         empty_since=None,

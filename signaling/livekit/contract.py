@@ -64,8 +64,8 @@ class MediaServer(Protocol):
     async def delete_room(self, room: LiveKitRoom) -> None:
         """End a room for everybody in it. One that is gone already is fine."""
 
-    async def list_presences(self, room: LiveKitRoom) -> tuple[Presence, ...]:
-        """Everybody in the room, whatever they are. A room that was gone is made, and is empty."""
+    async def list_presences(self, room: LiveKitRoom, *, make: bool = True) -> tuple[Presence, ...]:
+        """Everybody in the room, whatever they are. A room that is gone is empty; it is made anew if `make`."""
 
     async def allow(self, presence: Presence, sources: tuple[Source, ...]) -> Presence:
         """

@@ -206,7 +206,7 @@ class RoomService(MediaServer):
                 raise MediaServerRejected(str(error)) from error  # it is perhaps still there, and people in it
         self._clients.pop(room, None)
 
-    async def list_presences(self, room: LiveKitRoom) -> tuple[Presence, ...]:
+    async def list_presences(self, room: LiveKitRoom, *, make: bool = True) -> tuple[Presence, ...]:
         """Everybody in the room, whatever they are."""
         request = protocol.ListParticipantsRequest(room=room)
         list_participants = self._client(room).list_participants
@@ -214,6 +214,8 @@ class RoomService(MediaServer):
         try:
             answer = await self._call("ListParticipants", room, list_participants, request)
         except ParticipantGone as error:
+            if not make:
+                return ()
             if known is not None and room not in self._rooms:
                 raise RoomGone(str(error)) from error  # it was deleted meanwhile
             # Nobody answers for the room: it is gone with a crash of LiveKit, say. Made anew, it is empty.

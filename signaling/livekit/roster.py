@@ -28,6 +28,11 @@ _KINDS: Final = MappingProxyType(
 )
 
 
+_PUBLISH_ONCE: Final = frozenset({models.ParticipantInfo.Kind.INGRESS, models.ParticipantInfo.Kind.SIP})
+_STREAMED_IN: Final = "synthesized-"
+"""How LiveKit begins the names of tracks that came by WHIP."""
+
+
 def presence_of(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
     """A participant in this room."""
     permission = info.permission
@@ -43,6 +48,8 @@ def presence_of(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
         tracks=tuple(track_of(track) for track in info.tracks),
         kind=_KINDS.get(info.kind, LiveKitKind.STANDARD),
         is_hidden=permission.hidden or permission.recorder,
+        joined_at_ms=info.joined_at_ms or info.joined_at * 1_000,
+        publishes_once=info.kind in _PUBLISH_ONCE or any(track.name.startswith(_STREAMED_IN) for track in info.tracks),
     )
 
 

@@ -21,6 +21,8 @@ from signaling.identifiers import ParticipantId, parse_participant_id
 
 MAX_IDS: Final = 5_000
 """Ids that one command may name."""
+MAX_NAME_LENGTH: Final = 256
+"""Characters of an identity that a command may name."""
 
 _REASONS: Final = {
     "missing": "is required",
@@ -91,15 +93,15 @@ def as_timestamp(at: object) -> object:
 Participant = Annotated[ParticipantId, AfterValidator(parse_participant_id)]
 """One id, checked and normalised."""
 
-ParticipantIds = Annotated[
+Name = Annotated[ParticipantId, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+"""Whom a command names: any identity that LiveKit takes. Who that is says `signaling.core.references`."""
+
+Names = Annotated[
     # JSON has lists only; everything inside them stays strict.
     # The first that is wrong ends it: a frame of 1 MiB has room for 340,000 of them, which take seconds.
-    tuple[Participant, ...], Strict(strict=False), Field(fail_fast=True, max_length=MAX_IDS), AfterValidator(in_order)
+    tuple[Name, ...], Strict(strict=False), Field(fail_fast=True, max_length=MAX_IDS), AfterValidator(in_order)
 ]
-"""Ids in a command, sorted and unique, 5,000 at most."""
-
-AllIds = Annotated[tuple[Participant, ...], Strict(strict=False), AfterValidator(in_order)]
-"""Ids in what is told, sorted and unique, however many there are."""
+"""Whom a command names, sorted and unique, 5,000 at most."""
 
 Somebody = ParticipantId
 """Whoever is told of: by their id, or, if they are in LiveKit alone, by any identity that LiveKit took."""

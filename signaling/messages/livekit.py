@@ -5,7 +5,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import computed_field
 from pydantic.config import JsonDict
 
-from signaling.messages.base import AllIds, Command, Event, Message, Namespace, Participant, ParticipantIds, by_action
+from signaling.messages.base import Command, Event, Everybody, Message, Names, Namespace, Participant, by_action
 
 
 class CreateNewAccessToken(Command):
@@ -18,28 +18,28 @@ class ForceMute(Command):
     """Mute the microphone tracks of these participants, once."""
 
     action: Literal["force_mute"] = "force_mute"
-    participants: ParticipantIds
+    participants: Names
 
 
 class GrantScreenSharePermission(Command):
     """Allow these participants by name to share their screen."""
 
     action: Literal["grant_screen_share_permission"] = "grant_screen_share_permission"
-    participants: ParticipantIds
+    participants: Names
 
 
 class RevokeScreenSharePermission(Command):
     """Forbid these participants by name to share their screen, moderators too; a running share ends."""
 
     action: Literal["revoke_screen_share_permission"] = "revoke_screen_share_permission"
-    participants: ParticipantIds
+    participants: Names
 
 
 class EnableMicrophoneRestrictions(Command):
     """Let only these participants, and moderators, publish a microphone."""
 
     action: Literal["enable_microphone_restrictions"] = "enable_microphone_restrictions"
-    unrestricted_participants: ParticipantIds
+    unrestricted_participants: Names
 
 
 class DisableMicrophoneRestrictions(Command):
@@ -85,7 +85,7 @@ class MicrophoneRestrictionsOn(Message):
     """Only those listed, and moderators, may publish a microphone."""
 
     type: Literal["enabled"] = "enabled"
-    unrestricted_participants: AllIds
+    unrestricted_participants: Everybody
 
 
 class MicrophoneRestrictionsOff(Message):
@@ -146,7 +146,7 @@ class MicrophoneRestrictionsEnabled(LiveKitEvent):
     """From now on only those listed, and moderators, may publish a microphone."""
 
     message: Literal["microphone_restrictions_enabled"] = "microphone_restrictions_enabled"
-    unrestricted_participants: AllIds
+    unrestricted_participants: Everybody
 
 
 class MicrophoneRestrictionsDisabled(LiveKitEvent):
@@ -160,7 +160,7 @@ class ScreenSharePermissionsUpdated(LiveKitEvent):
 
     message: Literal["screen_share_permissions_updated"] = "screen_share_permissions_updated"
     grant: bool
-    participants: AllIds
+    participants: Everybody
 
 
 LiveKitErrorCode = Literal[

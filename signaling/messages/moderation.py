@@ -14,14 +14,13 @@ from pydantic import (
 
 from signaling.errors import MessageError
 from signaling.messages.base import (
-    AllIds,
     Command,
     Event,
     Everybody,
     Message,
+    Names,
     Namespace,
     Participant,
-    ParticipantIds,
     Somebody,
     Timestamp,
     by_action,
@@ -36,6 +35,7 @@ MAX_AUDIT: Final = 100
 
 RoleName = Literal["guest", "user", "moderator"]
 KindName = Literal["user", "guest", "sip", "recorder"]
+LiveKitKindName = Literal["standard", "ingress", "egress", "agent", "sip"]
 SourceName = Literal["camera", "microphone", "screen_share", "screen_share_audio"]
 RestrictableName = Literal["camera", "microphone", "screen_share"]
 Sources = Annotated[tuple[SourceName, ...], Strict(strict=False)]
@@ -74,8 +74,8 @@ class Mute(StrictCommand):
     )
 
     action: Literal["mute"] = "mute"
-    participants: ParticipantIds | None = None
-    everyone_except: ParticipantIds | None = None
+    participants: Names | None = None
+    everyone_except: Names | None = None
     sources: NamedSources = ("microphone",)
     hold_s: Annotated[int, Field(ge=1, le=MAX_HOLD_S)] | None = None
 
@@ -91,7 +91,7 @@ class Restrict(StrictCommand):
 
     action: Literal["restrict"] = "restrict"
     source: RestrictableName
-    allowed: ParticipantIds = ()
+    allowed: Names = ()
     expires_in_s: Annotated[int, Field(ge=1, le=MAX_EXPIRY_S)] | None = None
 
 
@@ -107,7 +107,7 @@ class Disallow(StrictCommand):
 
     action: Literal["disallow"] = "disallow"
     source: RestrictableName
-    participants: ParticipantIds
+    participants: Names
 
 
 class Allow(StrictCommand):
@@ -115,7 +115,7 @@ class Allow(StrictCommand):
 
     action: Literal["allow"] = "allow"
     source: RestrictableName
-    participants: ParticipantIds
+    participants: Names
 
 
 class Stop(StrictCommand):
@@ -123,7 +123,7 @@ class Stop(StrictCommand):
 
     action: Literal["stop"] = "stop"
     source: RestrictableName
-    participants: ParticipantIds
+    participants: Names
 
 
 class SetPresenter(StrictCommand):
@@ -137,7 +137,7 @@ class AskToUnmute(StrictCommand):
     """Ask these participants to unmute their microphones; nobody is unmuted by force."""
 
     action: Literal["ask_to_unmute"] = "ask_to_unmute"
-    participants: ParticipantIds
+    participants: Names
 
 
 class AnswerUnmuteRequest(StrictCommand):
@@ -152,7 +152,7 @@ class Kick(StrictCommand):
     """Remove these participants from LiveKit and the signaling; with `ban`, until the meeting ends."""
 
     action: Literal["kick"] = "kick"
-    participants: ParticipantIds
+    participants: Names
     ban: bool = False
     reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_REASON)] | None = None
 
@@ -161,7 +161,7 @@ class Unban(StrictCommand):
     """Let these participants join again."""
 
     action: Literal["unban"] = "unban"
-    participants: ParticipantIds
+    participants: Names
 
 
 class Undo(StrictCommand):
@@ -292,11 +292,16 @@ class ModerationEvent(Event):
 
 
 class Outcome(Message):
-    """What a command came to for one person."""
+    """
+    What a command came to for one person.
+
+    Who `cannot_publish_again` may, and will not: telephones and gateways publish once, when they come.
+    """
 
     participant: Somebody
     outcome: OutcomeName
     error: Literal["livekit_unavailable", "livekit_rejected", "rate_limit_exceeded"] | None = None
+    detail: Literal["cannot_publish_again"] | None = None
 
 
 class Result(ModerationEvent):
@@ -334,7 +339,7 @@ class RestrictionView(Message):
     """A source that only moderators and those listed may publish."""
 
     source: SourceName
-    allowed: AllIds
+    allowed: Everybody
     expires_at: Timestamp | None = None
 
 
@@ -353,9 +358,9 @@ class BlockView(Message):
 
 
 class TrackView(Message):
-    """A medium that somebody publishes."""
+    """A medium that somebody publishes; `unknown` is LiveKit's word for what says of itself nothing."""
 
-    source: SourceName
+    source: SourceName | Literal["unknown"]
     track_sid: str
     muted: bool
 
@@ -379,15 +384,30 @@ class ParticipantView(Message):
     settling: bool
 
 
+class StrangerView(Message):
+    """Somebody who is in LiveKit and never joined here, as of the last look; `kind` is what LiveKit calls them."""
+
+    identity: Somebody
+    role: Literal["guest"] = "guest"
+    kind: LiveKitKindName
+    connected: Literal[False] = False
+    in_livekit: Literal[True] = True
+    may_publish: Sources
+    publishing: tuple[TrackView, ...]
+    hand_is_up: Literal[False] = False
+    settling: bool
+
+
 class StateView(Message):
     """The whole meeting as a moderator sees it."""
 
     version: int
     restrictions: tuple[RestrictionView, ...]
     blocks: tuple[BlockView, ...]
-    bans: AllIds
+    bans: Everybody
     presenter: Participant | None = None
     participants: tuple[ParticipantView, ...]
+    strangers: tuple[StrangerView, ...] = ()
 
 
 JoinView = StateView | MayPublish
@@ -411,9 +431,10 @@ class Changed(Message):
 
     restrictions: tuple[RestrictionView, ...] | None = None
     blocks: tuple[BlockView, ...] | None = None
-    bans: AllIds | None = None
+    bans: Everybody | None = None
     presenter: Participant | None = None
     participants: tuple[ParticipantView | ParticipantGone, ...] | None = None
+    strangers: tuple[StrangerView, ...] | None = None
     gone: tuple[Literal["presenter"], ...] | None = None
 
 

@@ -245,13 +245,14 @@ class FakeRoomService:
     Use it as an async context manager.
     """
 
-    def __init__(self, *, psrpc_timeout_s: float = 3, latency_s: float = 0) -> None:
+    def __init__(self, *, psrpc_timeout_s: float = 3, latency_s: float = 0, auto_create: bool = False) -> None:
         """
         Decide how it answers.
 
         Args:
             psrpc_timeout_s: How long a call waits where nobody is there to answer it, before it is `unavailable`.
             latency_s: How long each call takes at least; may be changed at any time, as the attribute.
+            auto_create: Whether whoever joins makes the room, which is LiveKit's default; may be changed at any time.
 
         """
         self.api_key: Final = "fake"
@@ -259,11 +260,13 @@ class FakeRoomService:
         self.calls: Final[list[Call]] = []
         """Every call so far, in the order of their answers. Yours to clear."""
         self.latency_s = latency_s
+        self.auto_create = auto_create
         self._psrpc_timeout_s = psrpc_timeout_s
         self._rooms: dict[str, _Room] = {}
         self._faults: list[Fault] = []
         self._observers: list[Callable[[Change], None]] = []
         self._numbers = itertools.count(1)
+        self._joined_at_ms = 0
         self._credentials: dict[str, _Credentials | _Answer] = {}
         self._in_flight: dict[asyncio.Task[Any], asyncio.BaseTransport] = {}
         self._running = asyncio.Event()
@@ -355,18 +358,21 @@ class FakeRoomService:
             raise ValueError("a token has a permission of its own")
         else:
             person = self._admitted(token, room, identity)
+        if self.auto_create:
+            self.create_room(room)
         entered = self._rooms.get(room)
         if entered is None:
             raise JoinRefused("404: requested room does not exist")
         if identity in entered.people:
             self.leave(room, identity)
-        now = time.time()
+        # Nobody joins twice in a millisecond, though a test's people may.
+        self._joined_at_ms = max(int(time.time() * 1000), self._joined_at_ms + 1)
         person.info.sid = self._sid("PA_")
         person.info.identity = identity
         person.info.state = state
         person.info.version = 1
-        person.info.joined_at = int(now)
-        person.info.joined_at_ms = int(now * 1000)
+        person.info.joined_at = self._joined_at_ms // 1000
+        person.info.joined_at_ms = self._joined_at_ms
         entered.people[identity] = person
         if state == models.ParticipantInfo.ACTIVE:
             self._tell("participant_joined", entered, person)

@@ -4,13 +4,16 @@ import pytest
 
 from signaling.core.commands import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import call_for, must_wait, owner_of, plan, silencing, strangers, unmuted_again
+from signaling.core.enforcement import call_for, must_wait, owner_of, plan, silencing, strangers, unmuted_again, unnoted
 from signaling.core.participants import Kind, LiveKitKind, Role, Source
 from signaling.core.state import (
     Banned,
     Block,
     BlockWas,
+    Came,
+    CameSeen,
     Change,
+    Departed,
     Granted,
     Held,
     HoldsEnded,
@@ -20,9 +23,10 @@ from signaling.core.state import (
     PutBack,
     Restricted,
     Revoked,
-    ServicesSeen,
+    Unrestricted,
 )
 from signaling.identifiers import CONTROLLER, Identity, LiveKitRoom, ParticipantId, TrackSid
+from signaling.messages import moderation
 from tests.core.meetings import (
     ALICE,
     ALL,
@@ -52,6 +56,11 @@ from tests.core.meetings import (
     somebody,
     track,
 )
+
+
+def with_left_room(state: MeetingState) -> MeetingState:
+    return replace(state, rooms=state.rooms | {LEFT_ROOM})
+
 
 RESTRICTED = after(MEETING, (ALICE, enable()))
 ABOUT_MICROPHONES = frozenset({MICROPHONE})
@@ -161,7 +170,8 @@ def test_popouts_do_not_stay_behind_when_their_owner_moves() -> None:
 
 
 def test_a_popout_in_another_room_than_it_was_issued_for_is_removed() -> None:
-    assert plan(WITH_POPOUT, [present("bob-popout1", room=LEFT_ROOM)]) == [Remove(LEFT_ROOM, Identity("bob-popout1"))]
+    state = with_left_room(WITH_POPOUT)
+    assert plan(state, [present("bob-popout1", room=LEFT_ROOM)]) == [Remove(LEFT_ROOM, Identity("bob-popout1"))]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +210,7 @@ def test_a_member_is_no_service_by_being_hidden() -> None:
 
 
 def test_a_recorder_in_the_wrong_room_is_removed() -> None:
-    state = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
+    state = with_left_room(joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER)))
     presence = present(RECORDER, *ALL, room=LEFT_ROOM, is_service=True)
     assert plan(state, [presence]) == [Remove(LEFT_ROOM, Identity(RECORDER))]
 
@@ -208,13 +218,106 @@ def test_a_recorder_in_the_wrong_room_is_removed() -> None:
 # --- Who has no business there -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("identity", ["bob#x", "alice#", "recorder#2", "dave#x", "#", "bob-popout1#x"])
+@pytest.mark.parametrize("identity", ["bob#x", "alice#", "recorder#2", "dave#x", "eve#1#x", "bob-popout1#x"])
 @pytest.mark.parametrize("is_service", [True, False])
 def test_a_second_session_is_removed(identity: str, *, is_service: bool) -> None:
-    state = joined(WITH_POPOUT, somebody(RECORDER, kind=Kind.RECORDER))
+    state = joined(WITH_POPOUT, somebody(RECORDER, kind=Kind.RECORDER), somebody(DAVE))
+    state = changed(left(state, DAVE), Banned(frozenset({ParticipantId("eve#1")})))
     assert plan(state, [present(identity, *WITHOUT_MICROPHONE, is_service=is_service)]) == [
         Remove(MAIN, Identity(identity))
     ]
+
+
+@pytest.mark.parametrize("identity", ["#", "wumpus#1234", "studio #1", "sip_0301234#22", "helper#2", "bobby#x", "#bob"])
+def test_a_name_that_only_looks_like_a_second_session_is_one_like_any_other(identity: str) -> None:
+    assert plan(MEETING, [present(identity, *ALL)]) == []
+    assert owner_of(Identity(identity), MEETING) == identity
+    assert plan(RESTRICTED, [present(identity, *ALL)]) == [
+        Allow(MAIN, Identity(identity), WITHOUT_MICROPHONE, Priority.IDLE)
+    ]
+
+
+def test_whoever_was_kicked_by_such_a_name_is_removed_by_it() -> None:
+    state = after(MEETING, (ALICE, moderation.Kick(participants=(ParticipantId("wumpus#1234"),))))
+    assert plan(state, [present("wumpus#1234", *ALL)]) == [], "they were not there"
+    wumpus = ParticipantId("wumpus#1234")
+    kicked = changed(MEETING, Departed(wumpus, 1.0, "kicked"))
+    for identity in ("wumpus#1234", "wumpus#1234#x"):
+        assert plan(kicked, [present(identity, *ALL)]) == [Remove(MAIN, Identity(identity))]
+        assert owner_of(Identity(identity), kicked) == wumpus
+
+
+def test_what_is_kept_from_somebody_by_name_is_kept_from_their_second_session() -> None:
+    state = changed(MEETING, Revoked(frozenset({ParticipantId("eve")}), MICROPHONE))
+    assert plan(state, [present("eve#x", *ALL)]) == [Allow(MAIN, Identity("eve#x"), WITHOUT_MICROPHONE, Priority.IDLE)]
+
+
+# --- Whoever never joined is taken away from, never given -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "permission",
+    [
+        Permission(can_publish=False, sources=()),
+        Permission(can_publish=True, sources=(CAMERA,)),
+        Permission(can_publish=True, sources=(MICROPHONE, CAMERA)),
+        Permission(can_publish=True, sources=()),
+    ],
+)
+@pytest.mark.parametrize("kind", LiveKitKind)
+def test_nothing_that_holds_gives_to_who_never_joined(permission: Permission, kind: LiveKitKind) -> None:
+    eve = Presence(MAIN, Identity("eve"), permission, kind=kind, sid="PA_1")
+    assert plan(MEETING, [eve]) == []
+    listed = after(MEETING, (ALICE, enable(ParticipantId("eve"))))
+    assert plan(listed, [eve]) == []
+    by_name = changed(MEETING, *(Granted(frozenset({ParticipantId("eve")}), source) for source in (CAMERA, SCREEN)))
+    assert plan(by_name, [eve]) == []
+
+
+def test_what_was_taken_from_a_stranger_is_given_back_and_no_more() -> None:
+    eve = replace(present("eve", CAMERA, MICROPHONE), sid="PA_1")
+    assert unnoted(RESTRICTED, [eve]) == {}
+    noted = unnoted(RESTRICTED, [eve], about_to_change=True)
+    assert noted == {"eve": Came("PA_1", frozenset({CAMERA, MICROPHONE}))}
+    restricted = changed(RESTRICTED, CameSeen(noted))
+    (eve,) = carried_out([eve], plan(restricted, [eve]))
+    assert eve.permission.allowed() == (CAMERA,)
+    assert unnoted(restricted, [eve], about_to_change=True) == {}
+    lifted = changed(restricted, Unrestricted(MICROPHONE))
+    assert plan(lifted, [eve]) == [Allow(MAIN, Identity("eve"), (CAMERA, MICROPHONE), Priority.IDLE)]
+
+
+def test_whoever_comes_back_with_what_they_were_left_with_gets_back_what_they_first_had() -> None:
+    first = CameSeen({ParticipantId("eve"): Came("PA_1", frozenset(ALL))})
+    restricted = changed(RESTRICTED, first)
+    back = replace(present("eve", *WITHOUT_MICROPHONE), sid="PA_2")
+    assert unnoted(restricted, [back]) == {"eve": Came("PA_2", frozenset(ALL))}
+    smaller = replace(present("eve", CAMERA), sid="PA_2")
+    noted = unnoted(restricted, [smaller])
+    assert noted == {"eve": Came("PA_2", frozenset({CAMERA}))}
+    assert plan(changed(restricted, CameSeen(noted), Unrestricted(MICROPHONE)), [smaller]) == []
+
+
+def test_a_recorder_of_ours_is_noted_when_something_is_kept_from_it_by_name() -> None:
+    state = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
+    recorder = present(RECORDER, *ALL[1:], is_service=True)
+    assert unnoted(state, [recorder], about_to_change=True) == {}
+    named = changed(state, Revoked(frozenset({RECORDER}), CAMERA))
+    noted = unnoted(named, [recorder])
+    assert noted == {RECORDER: Came("", frozenset(ALL))}
+    lifted = changed(named, CameSeen(noted), Granted(frozenset({RECORDER}), CAMERA))
+    assert plan(lifted, [recorder]) == [Allow(MAIN, Identity(RECORDER), ALL, Priority.IDLE)]
+
+
+# --- Rooms -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["bob", "eve", "bob#x", "bob-popout1"])
+def test_nobody_is_touched_in_a_room_that_only_looks_like_a_breakout(who: str) -> None:
+    somewhere = present(who, room=LiveKitRoom("board:lobby"))
+    state = changed(WITH_POPOUT, Banned(frozenset({ParticipantId("eve")})))
+    assert plan(state, [somewhere], remove_unknown=True) == []
+    assert strangers(state, [somewhere]) == {}
 
 
 @pytest.mark.parametrize("who", [ALICE, BOB])
@@ -319,7 +422,8 @@ def test_a_plan_about_somebody_is_about_their_popouts_too() -> None:
 
 def test_a_plan_is_about_one_identity_in_every_room() -> None:
     rooms = [MAIN, LEFT_ROOM, LiveKitRoom("board:right")]
-    calls = plan(left(MEETING, BOB), [present(BOB, room=room) for room in rooms], about=frozenset({BOB}))
+    state = replace(left(MEETING, BOB), rooms=frozenset(rooms))
+    calls = plan(state, [present(BOB, room=room) for room in rooms], about=frozenset({BOB}))
     assert calls == [Remove(room, Identity(BOB)) for room in rooms]
 
 
@@ -378,7 +482,7 @@ def test_an_ingress_is_touched_only_by_what_names_it() -> None:
     named = changed(state, Revoked(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(named, [feed]) == [Allow(MAIN, Identity("feed"), ALL[1:], Priority.IDLE)]
     told = replace(feed, permission=allowing(*ALL[1:]))
-    seen = ServicesSeen({ParticipantId("feed"): frozenset(ALL)})
+    seen = CameSeen({ParticipantId("feed"): Came("", frozenset(ALL))})
     lifted = changed(named, seen, Granted(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(lifted, [told]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
 
@@ -404,7 +508,7 @@ def test_a_service_keeps_what_it_has_less_what_is_kept_from_it_by_name() -> None
 )
 def test_what_was_kept_from_a_service_by_name_is_given_back(kept: Change, given_back: Change) -> None:
     feed = Presence(MAIN, Identity("feed"), allowing(*ALL[1:]), kind=LiveKitKind.INGRESS)
-    seen = ServicesSeen({ParticipantId("feed"): frozenset(ALL)})
+    seen = CameSeen({ParticipantId("feed"): Came("", frozenset(ALL))})
     lifted = changed(RESTRICTED, seen, kept, given_back)
     assert plan(lifted, [feed]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
     assert plan(lifted, [replace(feed, permission=allowing(*ALL))]) == []
@@ -429,7 +533,7 @@ def test_a_phone_caller_who_never_joined_is_restricted_like_anyone() -> None:
 
 
 def test_the_banned_are_removed_wherever_they_are() -> None:
-    state = changed(MEETING, Banned(frozenset({DAVE})))
+    state = with_left_room(changed(MEETING, Banned(frozenset({DAVE}))))
     assert plan(state, [present(DAVE, room=LEFT_ROOM)]) == [Remove(LEFT_ROOM, Identity(DAVE))]
 
 
@@ -493,7 +597,7 @@ def test_strangers_are_those_who_never_joined() -> None:
     roster = [
         present(identity) for identity in ("alice", "bob#2", "zoe", "bob-popout1", "bob-popout2", "feed", "zoe#1")
     ]
-    assert strangers(WITH_POPOUT, roster) == {"zoe", "bob-popout2", "feed"}
+    assert strangers(WITH_POPOUT, roster).keys() == {"zoe", "bob-popout2", "feed", "zoe#1"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from signaling.core.state import (
     HoldWas,
     MeetingState,
     PutBack,
-    ServicesSeen,
     UnmuteRequest,
     apply,
 )
@@ -63,6 +62,7 @@ from tests.core.meetings import (
     mute,
     noticed,
     outcomes,
+    present,
     promote,
     refused,
     somebody,
@@ -283,7 +283,7 @@ def test_whoever_is_in_livekit_without_having_joined_may_be_named() -> None:
         Kick(participants=(FEED,)),
     ]
     for command in commands:
-        for strangers, known in ((frozenset({FEED}), {FEED}), (frozenset[ParticipantId](), set())):
+        for strangers, known in (({FEED: present(FEED)}, {FEED}), ({}, set())):
             decision = decide(MEETING, ALICE, command, now=AT, command_id=COMMAND, strangers=strangers)
             assert not isinstance(decision, Refusal)
             assert decision.targets == known
@@ -432,23 +432,6 @@ def test_whose_client_learns_the_namespace_later_may_be_asked_then() -> None:
 def test_a_yes_does_not_lift_what_was_decided_after_the_question(later: AnyCommand) -> None:
     state = after(ASKED, (ALICE, later))
     assert decide(state, BOB, YES, now=AT, command_id=COMMAND) == Refusal("unknown_request_id")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        Disallow(source="camera", participants=(FEED,)),
-        moderation.Mute(participants=(FEED,), hold_s=5),
-        moderation.Stop(source="camera", participants=(FEED,)),
-    ],
-)
-def test_what_a_service_had_is_noted_before_it_is_taken(command: AnyCommand) -> None:
-    seen = {FEED: frozenset({CAMERA})}
-    decision = decide(MEETING, ALICE, command, now=AT, command_id=COMMAND, strangers=frozenset({FEED}), services=seen)
-    assert isinstance(decision, Decision)
-    assert decision.changes[0] == ServicesSeen(seen)
-    again = apply(apply(MEETING, decision.changes), [ServicesSeen({FEED: frozenset()})])
-    assert again.had == seen, "what it had first counts"
 
 
 def test_a_yes_lifts_no_bypass_and_nothing_that_was_put_back() -> None:

@@ -24,7 +24,7 @@ from signaling.core.commands import (
 from signaling.core.conclusions import Conclusion, conclude
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Finding, Mute, Permission, Presence, Stop
-from signaling.core.enforcement import call_for, plan
+from signaling.core.enforcement import call_for, owner_of, plan
 from signaling.core.participants import Kind, LiveKitKind, Participant, Role, Source
 from signaling.core.policy import publishable, stricter
 from signaling.core.state import MeetingState, apply, new_meeting
@@ -613,13 +613,20 @@ def test_when_the_calls_are_carried_out_livekit_agrees(
     assert {call.identity for call in then} <= {state.presenter}
     agreed = carried_out(agreed, then)
     assert plan(state, agreed, remove_unknown=remove_unknown) == []
+    before = {(presence.room, presence.identity): presence for presence in roster}
     for presence in agreed:
         who = ParticipantId(presence.identity)
+        had = before[presence.room, presence.identity].permission
+        if presence.room not in state.rooms:
+            assert presence.permission == had
+            continue
+        if who not in state.members:
+            assert set(presence.permission.allowed()) <= set(had.allowed())
         if who in state.members:
             assert presence.room == state.room_of(who)
             if state.members[who].kind is not Kind.RECORDER:
                 assert presence.permission.allows_exactly(publishable(who, state))
-        assert "#" not in presence.identity
+        assert owner_of(presence.identity, state) == who or "-popout" in presence.identity
         assert who not in state.departed
 
 
@@ -649,6 +656,6 @@ def test_a_plan_about_some_people_is_a_part_of_the_whole(
 ) -> None:
     whole = plan(state, roster)
     part = plan(state, roster, about=about)
-    assert part == [call for call in whole if call.identity.split("#")[0].split("-popout")[0] in about and call in part]
+    assert part == [call for call in whole if owner_of(call.identity, state) in about]
     named = [call for call in whole if ParticipantId(call.identity) in about]
     assert [call for call in part if ParticipantId(call.identity) in about] == named

@@ -513,7 +513,7 @@ FIRST, SECOND = CommandId("c-first"), CommandId("c-second")
 
 def settings_of(state: MeetingState) -> MeetingState:
     """What can be undone, and nothing else of a state."""
-    return replace(state, version=0, undoable={}, bypasses={}, had={}, unmute_requests={})
+    return replace(state, version=0, undoable={}, bypasses={}, came={}, unmute_requests={})
 
 
 @pytest.mark.parametrize(("before", "change"), EACH_SETTING)

@@ -1,5 +1,6 @@
 import json
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -160,7 +161,7 @@ def test_no_error_repeats_what_was_sent(canary: str, action: str, field: str, pl
 
 def test_not_even_a_validation_error_of_ours_shows_what_was_sent() -> None:
     with pytest.raises(ValidationError) as caught:
-        livekit.ForceMute.model_validate({"participants": ["CNRY 1"]})
+        livekit.ForceMute.model_validate({"participants": ["CNRY 1" * 50]})
     assert "CNRY" not in str(caught.value)
 
 
@@ -224,7 +225,7 @@ def test_whatever_may_be_none_is_left_out_by_default() -> None:
             if field.default is None:
                 assert not field.is_required(), f"{message.__name__}.{name}"
             else:
-                assert "None" not in str(field.annotation), f"{message.__name__}.{name} would have to be null"
+                assert NoneType not in get_args(field.annotation), f"{message.__name__}.{name} would have to be null"
 
 
 def test_no_list_on_the_wire_is_unbounded_where_a_client_sends_it() -> None:

@@ -98,7 +98,7 @@ EVENTS = [
         ),
         '{"message": "join_success", "id": "alice", "display_name": "Alice", "role": "moderator", "hand_is_up": false,'
         ' "participants": [], "livekit_moderation": {"version": 3, "restrictions": [], "blocks": [], "bans": [],'
-        f' "participants": []}},{ALWAYS_TEXT}',
+        f' "participants": [], "strangers": []}},{ALWAYS_TEXT}',
     ),
     row(control.Joined(id=BOB, control=DATA), f'{{"message": "joined", "id": "bob", "control": {DATA_TEXT}}}'),
     row(

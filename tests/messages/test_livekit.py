@@ -211,8 +211,8 @@ def test_each_person_is_a_string(action: str, field: str, wrong: str) -> None:
 
 
 @pytest.mark.parametrize(("action", "field"), NAMING_PEOPLE)
-@pytest.mark.parametrize("wrong", ["bob#x", "bob-popout3", "-popout3", "controller", "", "b" * 128, "bob carol"])
-def test_each_person_is_an_id(action: str, field: str, wrong: str) -> None:
+@pytest.mark.parametrize("wrong", ["", "b" * 257])
+def test_each_person_has_a_name_that_livekit_takes(action: str, field: str, wrong: str) -> None:
     with pytest.raises(MessageError) as caught:
         parse_payload({"action": action, field: ["bob", "carol", wrong]}, livekit.COMMANDS)
     assert str(caught.value).startswith(f"{field}[2]: ")
@@ -220,19 +220,9 @@ def test_each_person_is_an_id(action: str, field: str, wrong: str) -> None:
 
 @pytest.mark.parametrize(("action", "field"), NAMING_PEOPLE)
 def test_lists_of_people_collapse_and_sort(action: str, field: str) -> None:
-    people = [
-        "zoe",
-        "0B1F9F6E-6A3C-4B8E-9C53-8D5F1F7F2A10",
-        "bob",
-        "{0b1f9f6e-6a3c-4b8e-9c53-8d5f1f7f2a10}",
-        "zoe",
-        "sip:49",
-        "urn:uuid:0b1f9f6e-6a3c-4b8e-9c53-8d5f1f7f2a10",
-        "0b1f9f6e6a3c4b8e9c538d5f1f7f2a10",
-        "Bob",
-    ]
+    people = ["zoe", "bob", "zoe", "sip_+49 #1", "Bob", "b" * 256]
     command = parse_payload({"action": action, field: people}, livekit.COMMANDS)
-    assert getattr(command, field) == ("0b1f9f6e-6a3c-4b8e-9c53-8d5f1f7f2a10", "Bob", "bob", "sip:49", "zoe")
+    assert getattr(command, field) == ("Bob", "b" * 256, "bob", "sip_+49 #1", "zoe")
 
 
 @pytest.mark.parametrize(("action", "field"), NAMING_PEOPLE)

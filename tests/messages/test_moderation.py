@@ -86,6 +86,18 @@ VIEW_TEXT = (
     ' "publishing": [{"source": "microphone", "track_sid": "TR_1", "muted": false}],'
     ' "hand_is_up": true, "hand_updated_at": "2026-03-01T09:30:00.123Z", "settling": false}'
 )
+STRANGER = moderation.StrangerView(
+    identity=ParticipantId("sip_+4930 #1"),
+    kind="sip",
+    may_publish=("camera",),
+    publishing=(moderation.TrackView(source="unknown", track_sid="TR_2", muted=True),),
+    settling=True,
+)
+STRANGER_TEXT = (
+    '{"identity": "sip_+4930 #1", "role": "guest", "kind": "sip", "connected": false, "in_livekit": true,'
+    ' "may_publish": ["camera"], "publishing": [{"source": "unknown", "track_sid": "TR_2", "muted": true}],'
+    ' "hand_is_up": false, "settling": true}'
+)
 STATE = moderation.StateView(
     version=7,
     restrictions=(
@@ -100,6 +112,7 @@ STATE = moderation.StateView(
     bans=(CAROL, ALICE),
     presenter=BOB,
     participants=(VIEW,),
+    strangers=(STRANGER,),
 )
 STATE_TEXT = (
     '"version": 7, "restrictions": [{"source": "microphone", "allowed": ["bob", "carol"]},'
@@ -107,7 +120,8 @@ STATE_TEXT = (
     ' "blocks": [{"participant": "bob", "source": "screen_share", "cause": "moderator"},'
     ' {"participant": "bob", "source": "camera", "cause": "bypass", "count": 1},'
     f' {{"participant": "bob", "source": "microphone", "cause": "hold", "until": "{AT_TEXT}"}}],'
-    f' "bans": ["alice", "carol"], "presenter": "bob", "participants": [{VIEW_TEXT}]'
+    f' "bans": ["alice", "carol"], "presenter": "bob", "participants": [{VIEW_TEXT}],'
+    f' "strangers": [{STRANGER_TEXT}]'
 )
 ENTRY: dict[str, Any] = {
     "command_id": "c-1",
@@ -184,10 +198,12 @@ EVENTS = [
                 bans=(),
                 presenter=CAROL,
                 participants=(VIEW, moderation.ParticipantGone(participant=CAROL)),
+                strangers=(STRANGER,),
             ),
         ),
         '{"message": "state_changed", "version": 9, "changed": {"restrictions": [], "blocks": [], "bans": [],'
-        f' "presenter": "carol", "participants": [{VIEW_TEXT}, {{"participant": "carol", "gone": true}}]}}}}',
+        f' "presenter": "carol", "participants": [{VIEW_TEXT}, {{"participant": "carol", "gone": true}}],'
+        f' "strangers": [{STRANGER_TEXT}]}}}}',
     ),
     row(moderation.Audit(entries=()), '{"message": "audit", "entries": []}'),
     row(
@@ -252,7 +268,7 @@ PARTS = [
     pytest.param(STATE, f"{{{STATE_TEXT}}}", id="state"),
     pytest.param(
         moderation.StateView(version=1, restrictions=(), blocks=(), bans=(), participants=()),
-        '{"version": 1, "restrictions": [], "blocks": [], "bans": [], "participants": []}',
+        '{"version": 1, "restrictions": [], "blocks": [], "bans": [], "participants": [], "strangers": []}',
         id="state-without-presenter",
     ),
 ]

@@ -24,17 +24,19 @@ from signaling.core.commands import (
     Extend,
     LoseConnections,
     Move,
+    NoteCame,
     NoteRoomDeleted,
     NoteUnmutedAgain,
 )
 from signaling.core.conclusions import conclude
 from signaling.core.decisions import Decision, decide
-from signaling.core.effects import Effect, Finding, Mute, Stop
+from signaling.core.effects import Effect, Finding, Mute, Presence, Stop
 from signaling.core.participants import Kind, Role, Source
 from signaling.core.state import (
     Banned,
     Block,
     BlockCause,
+    Came,
     Change,
     Ended,
     Granted,
@@ -57,7 +59,7 @@ from signaling.stores.serialization import (
     load_audit_entry,
     load_record,
 )
-from tests.core.meetings import ALICE, AT, BOARD, BOB, CAROL, DAVE, MAIN, MEETING, somebody
+from tests.core.meetings import ALICE, AT, BOARD, BOB, CAROL, DAVE, MAIN, MEETING, present, somebody
 from tests.core.test_rules import MEETINGS, STRANGER
 
 # JSON has no other numbers, and all of ours are times.
@@ -124,6 +126,7 @@ DECIDED: list[AnyCommand] = [
     Expire(AT),
     Bypass(BOB, Source.CAMERA, TrackSid("TR_1"), "audio"),
     NoteUnmutedAgain(frozenset({BOB})),
+    NoteCame({STRANGER: Came("PA_1", frozenset({Source.CAMERA}))}),
     livekit.ForceMute(participants=(BOB, STRANGER)),
     livekit.GrantScreenSharePermission(participants=(BOB, STRANGER)),
     livekit.RevokeScreenSharePermission(participants=(BOB, STRANGER)),
@@ -156,9 +159,9 @@ SEEN = {Mute: Finding.MUTED, Stop: Finding.STOPPED}
 
 
 @pytest.mark.parametrize("command", DECIDED, ids=repr)
-@pytest.mark.parametrize("strangers", [frozenset[ParticipantId](), frozenset({STRANGER})], ids=["", "a stranger"])
+@pytest.mark.parametrize("strangers", [{}, {STRANGER: present(STRANGER)}], ids=["", "a stranger"])
 def test_whatever_is_decided_and_comes_of_it_comes_back(
-    command: AnyCommand, strangers: frozenset[ParticipantId]
+    command: AnyCommand, strangers: dict[ParticipantId, Presence]
 ) -> None:
     busy = apply(MEETING, (Banned(frozenset({CAROL})), PresenterSet(BOB)))
     for state, sender in itertools.product((MEETING, busy), (CONTROLLER, ALICE, BOB)):
