@@ -43,7 +43,7 @@ from signaling.identifiers import (
 )
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
-from signaling.livekit.room_service import RoomService
+from signaling.livekit.room_service import RoomService, Trouble
 from signaling.livekit.tokens import TokenMint
 from signaling.livekit.webhooks import Webhook, Webhooks
 from signaling.messages import control, livekit, moderation
@@ -152,6 +152,7 @@ class ModerationModule:
                     calls_per_room=self.settings.moderation_livekit_calls_per_room,
                 )
             )
+            await self._media.check()  # whatever comes of it: what is wrong is in the log then, and tried again
             self._media.on_return(self._restore_rooms)
             if not self._listens:  # or it was entered and left before
                 self._store.listen(self._on_commit)
@@ -491,8 +492,19 @@ class ModerationModule:
 
     @property
     def livekit_answers(self) -> bool:
-        """Whether LiveKit answered the last time that anything was asked."""
-        return self._media is not None and self._media.answering
+        """Whether LiveKit did what it was asked the last time that anything was."""
+        return self._media is not None and self._media.trouble is None
+
+    def look_at_livekit(self) -> Trouble | None:
+        """
+        Why LiveKit does nothing of what it is asked, as far as is known; `None` if it does.
+
+        If nothing was heard of it for some seconds, it is asked; whoever looks again knows more.
+        """
+        if self._media is None:
+            return "unreachable"
+        self._media.check_if_long_unheard()
+        return self._media.trouble
 
     @property
     def public_url(self) -> str:

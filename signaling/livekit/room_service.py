@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -46,6 +47,21 @@ _LIVEKIT_SHARE: Final = 0.75
 _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 """Between probes, and before the first if LiveKit was away just before."""
+_LONGEST_CHECK_PAUSE_S: Final = 5.0
+"""Between checks while LiveKit refuses everything; and how long ago it must have been heard of to be checked at all."""
+_CLOCK_STEP_S: Final = 5.0
+"""By how much the wall clock may differ from the monotonic one before what it has dated counts for nothing."""
+
+Trouble = Literal["unreachable", "unauthorized", "unexpected_answer"]
+"""Why LiveKit does nothing of what it is asked."""
+_SETTINGS: Final[MappingProxyType[Trouble, str]] = MappingProxyType(
+    {
+        "unreachable": "LIVEKIT_URL",
+        "unauthorized": "LIVEKIT_API_KEY, LIVEKIT_API_SECRET",
+        "unexpected_answer": "LIVEKIT_URL",
+    }
+)
+"""What is perhaps wrong then."""
 
 NOBODY_ANSWERED: Final = frozenset({"unavailable", "canceled", "deadline_exceeded"})
 """Twirp's codes for: LiveKit is there, but found nobody in it who would answer for that room or participant."""
@@ -73,6 +89,8 @@ ERRORS: Final = MappingProxyType(
 )
 """What each of Twirp's codes means, for a call about a participant; for a room `ParticipantGone` becomes `RoomGone`."""
 _GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+_UNAUTHORIZED: Final = 401
+_FORBIDDEN: Final = 403
 
 
 def map_error(error: BaseException) -> MediaServerError:
@@ -119,7 +137,8 @@ class RoomService(MediaServer):
         self._timeout_s = timeout_s
         self._calls_per_room = calls_per_room
         self._session: aiohttp.ClientSession | None = None
-        self._clients: dict[LiveKitRoom, tuple[float, Client]] = {}
+        self._clients: dict[LiveKitRoom, tuple[float, float, Client]] = {}
+        """With the time at which each token was made, and the difference of the clocks by then."""
         # A pace lives for as long as anybody has or waits for one of its places.
         self._paces: WeakValueDictionary[LiveKitRoom, Pace] = WeakValueDictionary()
         self._rooms: dict[LiveKitRoom, asyncio.Task[None]] = {}
@@ -130,6 +149,8 @@ class RoomService(MediaServer):
         self._returned_at = float("-inf")
         self._pause_s = 0.0
         self._probe: asyncio.Task[None] | None = None
+        self._refusing: Trouble | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._on_return: list[Callable[[], None]] = []
 
     async def __aenter__(self) -> Self:
@@ -143,7 +164,7 @@ class RoomService(MediaServer):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._is_closed = True  # else a call that the closing cuts off would begin to probe
-        tasks = self._creating | ({self._probe} if self._probe is not None else set())
+        tasks = self._creating | {task for task in (self._probe, self._checking) if task is not None}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -154,6 +175,25 @@ class RoomService(MediaServer):
     def answering(self) -> bool:
         """False from the moment when calls get no answer until a probe gets one."""
         return self._answering
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why LiveKit does nothing of what it is asked, as far as is known; `None` if it does."""
+        return self._refusing if self._answering else "unreachable"
+
+    async def check(self) -> None:
+        """Ask what is refused to nobody whose settings are right; `trouble` then says what came of it."""
+        nowhere = LiveKitRoom("")
+        with contextlib.suppress(MediaServerError):
+            await self._call(
+                "ListRooms", nowhere, Client.list_rooms, protocol.ListRoomsRequest(names=["none"]), probing=True
+            )
+
+    def check_if_long_unheard(self) -> None:
+        """Begin to `check`, unless LiveKit has been heard of lately or is being asked anyway."""
+        is_long_ago = asyncio.get_running_loop().time() > self._last_answer_at + _LONGEST_CHECK_PAUSE_S
+        if self._answering and is_long_ago:
+            self._begin_checking(at_once=True)
 
     @property
     def timeout_s(self) -> float:
@@ -200,7 +240,7 @@ class RoomService(MediaServer):
         if known is not None and not known.done():
             await asyncio.wait({known})  # else it would be made right after it was deleted
         try:
-            await self._call("DeleteRoom", room, self._client(room).delete_room, protocol.DeleteRoomRequest(room=room))
+            await self._call("DeleteRoom", room, Client.delete_room, protocol.DeleteRoomRequest(room=room))
         except ParticipantGone as error:
             if _nobody_answered(error):
                 raise MediaServerRejected(str(error)) from error  # it is perhaps still there, and people in it
@@ -209,7 +249,7 @@ class RoomService(MediaServer):
     async def list_presences(self, room: LiveKitRoom, *, make: bool = True) -> tuple[Presence, ...]:
         """Everybody in the room, whatever they are."""
         request = protocol.ListParticipantsRequest(room=room)
-        list_participants = self._client(room).list_participants
+        list_participants = Client.list_participants
         known = self._rooms.get(room)
         try:
             answer = await self._call("ListParticipants", room, list_participants, request)
@@ -239,14 +279,13 @@ class RoomService(MediaServer):
         request = protocol.UpdateParticipantRequest(
             room=presence.room, identity=presence.identity, permission=permission
         )
-        client = self._client(presence.room)
-        info = await self._call("UpdateParticipant", presence.room, client.update_participant, request)
+        info = await self._call("UpdateParticipant", presence.room, Client.update_participant, request)
         return presence_of(presence.room, info)
 
     async def mute(self, room: LiveKitRoom, identity: Identity, track: TrackSid) -> None:
         """Mute a track."""
         request = protocol.MuteRoomTrackRequest(room=room, identity=identity, track_sid=track, muted=True)
-        answer = await self._call("MutePublishedTrack", room, self._client(room).mute_published_track, request)
+        answer = await self._call("MutePublishedTrack", room, Client.mute_published_track, request)
         if not answer.HasField("track"):
             raise TrackGone(f"{track} is not a track of {identity}")
 
@@ -254,7 +293,7 @@ class RoomService(MediaServer):
         """Disconnect an identity."""
         request = protocol.RoomParticipantIdentity(room=room, identity=identity)
         try:
-            await self._call("RemoveParticipant", room, self._client(room).remove_participant, request)
+            await self._call("RemoveParticipant", room, Client.remove_participant, request)
         except ParticipantGone as error:
             if _nobody_answered(error):
                 raise
@@ -265,7 +304,7 @@ class RoomService(MediaServer):
         self,
         method: str,
         room: LiveKitRoom,
-        call: Callable[[Request], Awaitable[Response]],
+        call: Callable[[Client, Request], Awaitable[Response]],
         request: Request,
         *,
         probing: bool = False,
@@ -277,15 +316,16 @@ class RoomService(MediaServer):
         result = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await call(request)
+                answer = await self._authorized(room, call, request)
             result = "ok"
         except (ServerError, aiohttp.ClientError, TimeoutError, DecodeError, AttributeError) as error:
             mapped = map_error(error)
             result = "unavailable" if isinstance(mapped, MediaServerUnavailable) else "rejected"
             if isinstance(mapped, MediaServerUnavailable):
-                self._note_silence(began_at)
+                self._note_silence(began_at, mapped)
             else:
                 self._note_answer()
+                self._note_refusal(method, error)
             log.debug("livekit_call_failed", method=method, room=room, error=str(mapped))
             raise mapped from error
         finally:
@@ -293,7 +333,55 @@ class RoomService(MediaServer):
                 metrics.LIVEKIT_CALLS.labels(method, result).inc()
                 metrics.LIVEKIT_CALL_DURATION.labels(method).observe(loop.time() - began_at)
         self._note_answer()
+        self._note_acceptance()
         return answer
+
+    async def _authorized(
+        self, room: LiveKitRoom, call: Callable[[Client, Request], Awaitable[Response]], request: Request
+    ) -> Response:
+        cached = self._clients.get(room)
+        try:
+            return await call(self._client(room), request)
+        except ServerError as error:
+            if error.status != _UNAUTHORIZED or cached is None or self._clients.get(room) is not cached:
+                raise
+        # Its token was made while a clock was wrong, perhaps: ours, or LiveKit's.
+        del self._clients[room]
+        return await call(self._client(room), request)
+
+    def _note_refusal(self, method: str, error: Exception) -> None:
+        """Whether it is this call, or all of them: listing rooms is right whatever LiveKit holds."""
+        status = error.status if isinstance(error, ServerError) else None
+        if status == _UNAUTHORIZED or (method == "ListRooms" and status == _FORBIDDEN):
+            refusing: Trouble = "unauthorized"
+        elif method == "ListRooms":
+            refusing = "unexpected_answer"
+        else:
+            return
+        if self._refusing != refusing:
+            self._refusing = refusing
+            # What it says is left out: that may repeat the token.
+            log.error("media_server_refuses", reason=refusing, setting=_SETTINGS[refusing], status=status)
+        self._begin_checking(at_once=False)
+
+    def _note_acceptance(self) -> None:
+        if self._refusing is not None:
+            self._refusing = None
+            log.info("media_server_accepts_again")
+            self._begin_anew()
+
+    def _begin_checking(self, *, at_once: bool) -> None:
+        if not self._is_closed and (self._checking is None or self._checking.done()):
+            self._checking = asyncio.create_task(self._check_until_accepted(at_once=at_once), name="media-server-check")
+
+    async def _check_until_accepted(self, *, at_once: bool) -> None:
+        if at_once:
+            await self.check()
+        pause_s = _LONGEST_PAUSE_S
+        while self._refusing is not None:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_CHECK_PAUSE_S)
+            await self.check()
 
     def _check_answering(self) -> None:
         if not self._answering:
@@ -305,18 +393,21 @@ class RoomService(MediaServer):
             self._answering = True
             self._returned_at = self._last_answer_at
             log.info("media_server_answers_again")
-            self.forget_rooms()
-            for callback in self._on_return:
-                callback()
+            self._begin_anew()
 
-    def _note_silence(self, began_at: float) -> None:
+    def _begin_anew(self) -> None:
+        self.forget_rooms()
+        for callback in self._on_return:
+            callback()
+
+    def _note_silence(self, began_at: float, error: MediaServerError) -> None:
         if not self._answering or self._last_answer_at > began_at or self._is_closed:
             return  # something else was answered meanwhile: it is this call, not LiveKit
         self._answering = False
         # One that answers a probe and nothing else would be asked for everything again without a pause.
         is_soon = asyncio.get_running_loop().time() < self._returned_at + _LONGEST_PAUSE_S
         self._pause_s = min(max(self._pause_s * 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S) if is_soon else 0
-        log.warning("media_server_unavailable")
+        log.warning("media_server_unavailable", setting=_SETTINGS["unreachable"], error=str(error))
         for pace in self._paces.values():
             pace.refuse_waiting(MediaServerUnavailable("LiveKit does not answer"))
         if self._probe is None or self._probe.done():  # a late answer to another call may have come before the probe's
@@ -338,7 +429,7 @@ class RoomService(MediaServer):
                 self._call,
                 "ListRooms",
                 nowhere,
-                self._client(nowhere).list_rooms,
+                Client.list_rooms,
                 protocol.ListRoomsRequest(names=["none"]),
                 probing=True,
             )
@@ -346,7 +437,7 @@ class RoomService(MediaServer):
     async def _create_room(self, room: LiveKitRoom) -> None:
         request = protocol.CreateRoomRequest(name=room, empty_timeout=ROOM_TIMEOUT_S, departure_timeout=ROOM_TIMEOUT_S)
         # The answer holds a password for TURN, which must never be logged.
-        await self._call("CreateRoom", room, self._client(room).create_room, request)
+        await self._call("CreateRoom", room, Client.create_room, request)
 
     def _keep_room(self, room: LiveKitRoom, created: asyncio.Task[None]) -> None:
         self._creating.discard(created)
@@ -359,20 +450,22 @@ class RoomService(MediaServer):
         if self._session is None:
             raise RuntimeError("RoomService is used outside its `async with`")
         now = asyncio.get_running_loop().time()
-        made_at, client = self._clients.get(room, (float("-inf"), None))
-        if client is None or now - made_at > _TOKEN_LIFETIME_S / 2:
+        difference = time.time() - time.monotonic()
+        made_at, difference_then, client = self._clients.get(room, (float("-inf"), difference, None))
+        is_misdated = abs(difference - difference_then) > _CLOCK_STEP_S  # the wall clock was set meanwhile
+        if client is None or now - made_at > _TOKEN_LIFETIME_S / 2 or is_misdated:
             grants = VideoGrants(room_create=True, room_list=True, room_admin=True, room=room)
             token = AccessToken(self._api_key, self._api_secret).with_grants(grants)
             jwt = token.with_ttl(timedelta(seconds=_TOKEN_LIFETIME_S)).to_jwt()
             client = LiveKitAPI.with_token(jwt, self._url, session=self._session, failover=False).room
             self._clients.pop(room, None)
-            self._clients[room] = (now, client)
+            self._clients[room] = (now, difference, client)
             self._drop_old_clients(now)
         return client
 
     def _drop_old_clients(self, now: float) -> None:
         while True:
-            room, (made_at, _) = next(iter(self._clients.items()))  # the oldest; the newest was made just now
+            room, (made_at, _, _) = next(iter(self._clients.items()))  # the oldest; the newest was made just now
             if now - made_at <= _TOKEN_LIFETIME_S / 2:
                 return
             del self._clients[room]

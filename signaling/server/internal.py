@@ -108,13 +108,15 @@ class InternalServer:
         listening = self._is_listening()
         store = listening and await self._store_answers()
         ready = listening and store
+        trouble = self._module.look_at_livekit()
         return web.json_response(
             {
                 "status": "ready" if ready else "unavailable",
                 "listening": listening,
                 "store": store,
-                "livekit": self._module.livekit_answers,
-            },
+                "livekit": trouble is None,
+            }
+            | ({} if trouble is None else {"livekit_error": trouble}),
             status=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
         )
 

@@ -1,16 +1,20 @@
 """RoomService against its double: every call, every error, every way in which LiveKit can be away."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import pytest
 from google.protobuf.message import DecodeError
 from livekit.api import AccessToken, ServerError
+from livekit.api.room_service import RoomService as Client
 from livekit.api.twirp_client import ServerErrorCode
 from livekit.protocol import models
+from structlog.testing import capture_logs
 
 from signaling.core.effects import Permission, Presence, Priority
 from signaling.core.participants import ALL_SOURCES, LiveKitKind, Source
@@ -23,6 +27,7 @@ from signaling.errors import (
     TrackGone,
 )
 from signaling.identifiers import Identity, LiveKitRoom, TrackSid
+from signaling.livekit import room_service as room_service_module
 from signaling.livekit.room_service import ERRORS, NOBODY_ANSWERED, RoomService, map_error
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import until
@@ -781,8 +786,7 @@ async def test_a_no_to_the_probe_is_an_answer(fake: FakeRoomService, service: Ro
 async def test_a_bug_does_not_end_the_probing(
     fake: FakeRoomService, service: RoomService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = service._client(LiveKitRoom(""))
-    list_rooms = client.list_rooms
+    list_rooms = Client.list_rooms
     answers: list[object] = [LookupError("a bug of somebody's")]
 
     async def failing_once(*args: Any) -> Any:  # noqa: ANN401 - livekit-api's
@@ -790,7 +794,7 @@ async def test_a_bug_does_not_end_the_probing(
             raise answers.pop()  # type: ignore[misc]
         return await list_rooms(*args)
 
-    monkeypatch.setattr(client, "list_rooms", failing_once)
+    monkeypatch.setattr(Client, "list_rooms", failing_once)
     with fake.reset(times=1), pytest.raises(MediaServerUnavailable):
         await service.list_presences(ROOM)
     await until(lambda: service.answering)
@@ -863,3 +867,121 @@ async def test_closing_what_was_never_used_or_closed_before_is_fine(fake: FakeRo
     async with room_service(fake) as service:
         await service.__aexit__(None, None, None)
     assert fake.calls == []
+
+
+# --- Whether LiveKit takes our calls at all ----------------------------------------------------------------------
+
+
+class Misdated(AccessToken):
+    """A token as it is made while the clock is two hours behind."""
+
+    def to_jwt(self) -> str:
+        return AccessToken.to_jwt(self.with_ttl(timedelta(hours=-1)))
+
+
+async def test_a_token_that_was_made_while_a_clock_was_wrong_is_made_anew(
+    service: RoomService, bob: Identity, signings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(room_service_module, "AccessToken", Misdated)
+        with pytest.raises(MediaServerRejected, match="401"):
+            await service.list_presences(ROOM)
+        assert len(signings) == 1, "one that was just made need not be made anew"
+    for _ in range(2):
+        assert [presence.identity for presence in await service.list_presences(ROOM)] == [bob]
+    assert len(signings) == 2
+    assert service.trouble is None
+
+
+async def test_a_no_that_a_new_token_does_not_change_is_a_no(fake: FakeRoomService, service: RoomService) -> None:
+    await service.ensure_room(ROOM)
+    with fake.refuse("unauthenticated", method="ListParticipants"), pytest.raises(MediaServerRejected):
+        await service.list_presences(ROOM)
+    assert methods(fake).count("ListParticipants") == 2
+
+
+async def test_tokens_of_before_the_wall_clock_was_set_count_for_nothing(
+    service: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, wall_clock = service._client(ROOM), time.time
+    assert service._client(ROOM) is client
+    for step_s in (3_600, -3_600):
+        monkeypatch.setattr(time, "time", lambda step_s=step_s: wall_clock() + step_s)
+        renewed = service._client(ROOM)
+        assert renewed is not client
+        assert service._client(ROOM) is renewed
+        client = renewed
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks that follow one another quickly."""
+    monkeypatch.setattr(room_service_module, "_LONGEST_PAUSE_S", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("code", "trouble", "setting"),
+    [
+        ("unauthenticated", "unauthorized", "LIVEKIT_API_KEY, LIVEKIT_API_SECRET"),
+        ("permission_denied", "unauthorized", "LIVEKIT_API_KEY, LIVEKIT_API_SECRET"),
+        ("bad_route", "unexpected_answer", "LIVEKIT_URL"),
+    ],
+)
+async def test_what_refuses_everything_is_told_once_and_asked_until_it_takes_calls(
+    fake: FakeRoomService, service: RoomService, code: str, trouble: str, setting: str
+) -> None:
+    returned: list[None] = []
+    service.on_return(lambda: returned.append(None))
+    with capture_logs() as logs:
+        with fake.refuse(code):
+            await service.check()
+            assert (service.trouble, service.answering) == (trouble, True)
+            await until(lambda: len(fake.calls) > 3)
+        assert returned == []
+        await until(lambda: service.trouble is None)
+    told = [line for line in logs if line["event"] != "livekit_call_failed"]
+    assert [(line["event"], line["log_level"]) for line in told] == [
+        ("media_server_refuses", "error"),
+        ("media_server_accepts_again", "info"),
+    ]
+    assert (told[0]["reason"], told[0]["setting"]) == (trouble, setting)
+    assert returned == [None]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_any_call_that_is_unauthorized_shows_it(fake: FakeRoomService, service: RoomService) -> None:
+    with fake.refuse("unauthenticated", method="CreateRoom"), pytest.raises(MediaServerRejected):
+        await service.ensure_room(ROOM)
+    assert service.trouble == "unauthorized"
+    await until(lambda: service.trouble is None)
+
+
+async def test_a_no_about_somebody_is_no_trouble(fake: FakeRoomService, service: RoomService, bob: Identity) -> None:
+    presence = await presence_of(service, bob)
+    with fake.refuse("permission_denied"), pytest.raises(MediaServerRejected):
+        await service.allow(presence, ())
+    assert service.trouble is None
+
+
+async def test_what_was_not_heard_of_for_long_is_asked(
+    fake: FakeRoomService, service: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.check()
+    service.check_if_long_unheard()
+    assert methods(fake) == ["ListRooms"]
+    monkeypatch.setattr(room_service_module, "_LONGEST_CHECK_PAUSE_S", -1)
+    with capture_logs() as logs, fake.reset(method="ListRooms", times=1):
+        for _ in range(3):
+            service.check_if_long_unheard()
+        events = ["media_server_unavailable", "livekit_call_failed", "media_server_answers_again"]
+        await until(lambda: [line["event"] for line in logs] == events)
+    assert service.trouble is None
+
+
+async def test_closing_ends_the_checking(fake: FakeRoomService) -> None:
+    async with room_service(fake) as service:
+        with fake.refuse("unauthenticated"):
+            await service.check()
+    assert service._checking is not None
+    assert service._checking.cancelled()

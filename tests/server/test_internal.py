@@ -3,21 +3,26 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from signaling import ModerationModule, Participant, Role, StoreError, metrics
 from signaling.identifiers import ParticipantId
+from signaling.livekit import room_service
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.server import ModerationServer, internal, make_ticket
 from signaling.settings import ServerSettings
 from signaling.stores.sqlite import SQLiteStore
 from signaling.testing import SignalingClient, SignalOnlyParticipant
+from signaling.testing.fake_room_service import FakeRoomService
 from signaling.testing.webhooks import sign_webhook
 from tests.meeting_on_fake import until
 from tests.server.hosting import FREE, ROOM, Hosted, hosted
@@ -60,7 +65,8 @@ async def test_livekit_that_does_not_answer_is_no_reason_not_to_come(
             await bob.join()
             status, answer = await get(http, host, "/readyz")
         livekit.resume()
-    assert (status, answer) == (200, {"status": "ready", "listening": True, "store": True, "livekit": False})
+    expected = {"status": "ready", "listening": True, "store": True, "livekit": False, "livekit_error": "unreachable"}
+    assert (status, answer) == (200, expected)
 
 
 async def test_a_store_that_fails_is_a_reason(
@@ -162,6 +168,53 @@ async def test_nothing_else_is_there(door: Hosted, http: aiohttp.ClientSession) 
             assert response.status == 404
     async with http.post(f"{door.server.internal_url}/healthz", data=b"x") as response:
         assert response.status == 405
+
+
+async def test_a_livekit_out_of_reach_is_told_from_the_start(door: Hosted, http: aiohttp.ClientSession) -> None:
+    status, answer = await get(http, door, "/readyz")
+    assert (status, answer["livekit"], answer["livekit_error"]) == (200, False, "unreachable")
+
+
+@pytest.mark.parametrize("wrong", [{"livekit_api_key": "another"}, {"livekit_api_secret": "x" * 40}], ids=str)
+async def test_a_wrong_key_pair_is_told_from_the_start(
+    livekit: EmbeddedServer, http: aiohttp.ClientSession, wrong: dict[str, Any]
+) -> None:
+    with capture_logs() as logs:
+        async with hosted(livekit, **wrong) as host:
+            status, answer = await get(http, host, "/readyz")
+    assert (status, answer["livekit"], answer["livekit_error"]) == (200, False, "unauthorized")
+    (line,) = [line for line in logs if line["event"] == "media_server_refuses"]
+    assert (line["log_level"], line["setting"]) == ("error", "LIVEKIT_API_KEY, LIVEKIT_API_SECRET")
+    assert not any(secret in str(logs) for secret in (livekit.api_secret, *wrong.values(), "eyJ"))
+
+
+async def test_something_else_in_the_place_of_livekit_is_told_from_the_start(http: aiohttp.ClientSession) -> None:
+    async def hello(_: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    server = TestServer(web.Application())
+    server.app.router.add_route("*", "/{path:.*}", hello)
+    async with server, hosted(livekit_url=str(server.make_url("/"))) as host:
+        status, answer = await get(http, host, "/readyz")
+    assert (status, answer["livekit"], answer["livekit_error"]) == (200, False, "unexpected_answer")
+
+
+async def test_livekit_is_well_again_when_it_takes_calls(
+    fake: FakeRoomService, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_service, "_LONGEST_PAUSE_S", 0.01)
+    with fake.refuse("unauthenticated"):
+        async with AsyncExitStack() as entering:
+            host = await entering.enter_async_context(hosted(fake))
+            assert (await get(http, host, "/readyz"))[1]["livekit"] is False
+            bob = await entering.enter_async_context(host.client("bob"))
+            assert "livekit" not in await bob.join()
+            entered = entering.pop_all()
+    async with entered:
+        await until(lambda: host.module.look_at_livekit() is None)
+        everything = {"status": "ready", "listening": True, "store": True, "livekit": True}
+        assert await get(http, host, "/readyz") == (200, everything)
+        assert (await bob.command("create_new_access_token")).get("error") is None
 
 
 @pytest.mark.parametrize(
