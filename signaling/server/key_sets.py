@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
@@ -30,6 +31,8 @@ PAUSE_S: Final = 5
 """What lies between two fetches at least, whatever tickets come."""
 TIMEOUT_S: Final = 3
 MAX_BYTES: Final = 256 * 1_024
+ACCEPT: Final = "application/jwk-set+json, application/json;q=0.9, */*;q=0.8"
+"""An API server of Kubernetes refuses whoever does not name the first, others whoever names the first alone."""
 RSA_BITS: Final = 2_048
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
@@ -130,7 +133,7 @@ class KeySet:
         async with (
             aiohttp.ClientSession(
                 auto_decompress=False,  # what is short when compressed may be of any length
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+                headers={"Accept": ACCEPT, "Accept-Encoding": "identity"},
             ) as http,
             http.get(self._url, allow_redirects=False) as response,
         ):
@@ -141,7 +144,7 @@ class KeySet:
                 body += chunk
                 if len(body) > MAX_BYTES:
                     raise _Unusable(f"more than {MAX_BYTES} bytes")
-            return body
+            return _unpack(body, response.headers.get("Content-Encoding", "identity").lower())
 
 
 class _Unusable(Exception):
@@ -158,6 +161,24 @@ def suitable(key: object, algorithm: TicketAlgorithm) -> PublicKey | None:
         case "EdDSA", ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
             return key
     return None
+
+
+def _unpack(body: bytes, encoding: str) -> bytes:
+    """What was packed although nobody asked for it, as some servers do."""
+    if encoding == "identity":
+        return body
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        raise _Unusable("encoded in a way that is not known")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # the header says which of them it is
+    try:
+        unpacked = unpacker.decompress(body, MAX_BYTES + 1)
+    except zlib.error:
+        raise _Unusable("encoded otherwise than it says") from None
+    if len(unpacked) > MAX_BYTES:
+        raise _Unusable(f"more than {MAX_BYTES} bytes")
+    if not unpacker.eof:
+        raise _Unusable("cut off")
+    return unpacked
 
 
 def _parse(body: bytes, algorithm: TicketAlgorithm) -> list[tuple[str | None, PublicKey]]:
@@ -179,8 +200,8 @@ def _key_of(entry: object, algorithm: TicketAlgorithm) -> PublicKey | None:
         not isinstance(entry, dict)
         or "d" in entry  # no secret any more; and one that is made up would keep the library busy for hours
         or not isinstance(entry.get("kid"), str | None)
-        or entry.get("use", "sig") != "sig"
-        or entry.get("alg", algorithm) != algorithm
+        or entry.get("use") not in (None, "sig")
+        or entry.get("alg") not in (None, algorithm)
     ):
         return None
     try:

@@ -9,6 +9,7 @@ import json
 import ssl
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -227,6 +228,50 @@ def test_ed448_is_eddsa_too() -> None:
     assert _parse(json.dumps({"keys": [entry]}).encode(), "EdDSA") == [(None, key)]
 
 
+@pytest.mark.parametrize("algorithm", ASYMMETRIC)
+async def test_members_that_are_null_count_as_absent(algorithm: TicketAlgorithm) -> None:
+    keys = pair(algorithm)
+    async with publishing(jwk(keys, kid=None, use=None, alg=None, key_ops=None, x5c=None)) as publisher:
+        assert await subject(publisher.url, algorithm, ticket(keys)) == "bob"
+
+
+@pytest.mark.parametrize("only", ["application/jwk-set+json", "application/json", "text/plain"])
+async def test_a_server_that_has_one_type_only_is_asked_for_it_too(
+    publisher: Publisher, known: Known, only: str
+) -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        accepted = [part.split(";")[0].strip() for part in request.headers["Accept"].split(",")]
+        if only not in accepted and "*/*" not in accepted:
+            return web.Response(status=406)
+        return web.Response(body=json.dumps({"keys": publisher.keys}).encode(), content_type=only)
+
+    publisher.answer = answer
+    assert await known.has("old")
+
+
+async def test_an_api_server_of_kubernetes_is_asked_for_the_one_type_that_it_has(
+    publisher: Publisher, known: Known
+) -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if not request.headers["Accept"].startswith("application/jwk-set+json"):
+            return web.Response(status=406)
+        return web.Response(body=json.dumps({"keys": publisher.keys}).encode(), content_type="application/jwk-set+json")
+
+    publisher.answer = answer
+    assert await known.has("old")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("deflate", zlib.compress)]
+)
+async def test_what_was_packed_unasked_is_unpacked(
+    publisher: Publisher, known: Known, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    headers: dict[str, Any] = {"Content-Encoding": encoding}
+    publisher.says(pack(json.dumps({"keys": publisher.keys}).encode()), **headers)
+    assert await known.has("old")
+
+
 def without(name: str) -> dict[str, Any]:
     return {member: value for member, value in jwk(OLD).items() if member != name}
 
@@ -250,7 +295,9 @@ def without(name: str) -> dict[str, Any]:
         ("ES256", jwk(OLD, crv=["P-256"])),
         ("ES256", jwk(OLD, kty=[])),
         ("ES256", jwk(OLD, kid=7)),
-        ("ES256", jwk(OLD, use=None)),
+        ("ES256", jwk(OLD, use="")),
+        ("ES256", jwk(OLD, use=["sig"])),
+        ("ES256", jwk(OLD, alg="")),
         ("ES256", jwk(OLD, alg=["ES256"])),
         ("ES256", without("y")),
         ("ES256", without("kty")),
@@ -482,7 +529,11 @@ SET = json.dumps({"keys": [jwk(OLD, kid="old")]}).encode()
         (b'{"keys": [null, 7, {}, "old"]}', 200, {}, "no key for ES256 among 4"),
         (SET.ljust(MAX_BYTES + 1), 200, {}, "more than 262144 bytes"),
         (b" " * (20 * MAX_BYTES), 200, {}, "more than 262144 bytes"),
-        (gzip.compress(b" " * 50_000_000), 200, {"Content-Encoding": "gzip"}, "no JSON"),
+        (gzip.compress(b" " * 50_000_000), 200, {"Content-Encoding": "gzip"}, "more than 262144 bytes"),
+        (gzip.compress(SET)[:-20], 200, {"Content-Encoding": "gzip"}, "cut off"),
+        (SET, 200, {"Content-Encoding": "gzip"}, "encoded otherwise than it says"),
+        (SET, 200, {"Content-Encoding": "br"}, "encoded in a way that is not known"),
+        (SET, 406, {}, "status 406"),
         (SET, 404, {}, "status 404"),
         (SET, 201, {}, "status 201"),
         (SET, 302, {"Location": "/elsewhere"}, "status 302"),
