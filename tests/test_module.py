@@ -895,6 +895,16 @@ async def test_a_meeting_ends_when_nobody_has_been_joined_for_a_while(fake: Fake
         assert sources((await meeting.join("bob")).token) == ALL
 
 
+async def test_a_recorder_alone_does_not_keep_a_meeting_from_ending(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_empty_room_s=0.2) as meeting:
+        alice = await meeting.join("alice")
+        recorder = await meeting.join("recorder", kind=Kind.RECORDER)
+        await alice.session.leave()
+        async with asyncio.timeout(5):
+            assert await recorder.session.ended == "meeting_ended"
+        await until(lambda: not (fake.rooms or meeting.module._meetings))
+
+
 class Pausing(MemoryStore):
     """A store whose answers can be held back, after it has written."""
 

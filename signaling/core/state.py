@@ -216,7 +216,7 @@ class MeetingState:
         departed: People who were here and left or were moved out; whoever of them is in LiveKit is removed.
         rooms: LiveKit rooms that the meeting uses or has used.
         doomed: LiveKit rooms of an ended meeting that are still to be deleted.
-        empty_since: Since when nobody is in it, in seconds since the epoch.
+        empty_since: Since when nobody but services is in it, in seconds since the epoch.
     """
 
     room: RoomId
@@ -649,14 +649,22 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
             assert_never(change)
 
 
+def _empty_since(state: MeetingState, members: Mapping[ParticipantId, Member], at: float) -> float | None:
+    """Since when, `at` the latest, nobody but services is in the meeting with these members; `None` if somebody is."""
+    if any(member.kind not in SERVICES for member in members.values()):
+        return None
+    return at if state.empty_since is None else state.empty_since
+
+
 def _enter(state: MeetingState, participant: ParticipantId, member: Member) -> MeetingState:
+    members = {**state.members, participant: member}
     entered = replace(
         state,
-        members={**state.members, participant: member},
+        members=members,
         came=state.came if member.kind in SERVICES else _without(state.came, participant),
         departed=state.departed - {participant},
         rooms=state.rooms | {livekit_room(state.room, member.breakout)},
-        empty_since=None,
+        empty_since=_empty_since(state, members, member.joined_at),
     )
     if entered.is_moderator(participant):
         return entered
@@ -693,7 +701,7 @@ def _depart(
         mutes={who: note for who, note in state.mutes.items() if who not in participants},
         presenter=None if state.presenter in participants else state.presenter,
         departed=state.departed | (participants & state.members.keys()),
-        empty_since=None if members else at,
+        empty_since=_empty_since(state, members, at),
     )
 
 

@@ -69,6 +69,7 @@ from tests.core.meetings import (
     MEETING,
     MICROPHONE,
     PHONE,
+    RECORDER,
     RIGHT,
     SCREEN,
     SCREEN_AUDIO,
@@ -164,6 +165,19 @@ def test_departed_as_the_last() -> None:
     state = changed(MEETING, *(Departed(who, at, "quit") for at, who in enumerate((ALICE, BOB, CAROL))))
     assert state.members == {}
     assert state.empty_since == 2.0
+
+
+def test_a_recorder_alone_leaves_a_meeting_empty() -> None:
+    recorder = Member(Role.USER, Kind.RECORDER, joined_at=5.0)
+    alone = changed(MeetingState(BOARD), Entered(RECORDER, recorder))
+    assert (alone.empty_since, alone.goes_on) == (5.0, True)
+    assert changed(alone, Entered(BOB, SOMEBODY)).empty_since is None
+    assert changed(alone, Departed(RECORDER, 7.0, "quit")).empty_since == 5.0
+    beside = changed(MEETING, Entered(RECORDER, recorder))
+    assert beside.empty_since is None
+    left_behind = changed(beside, *(Departed(who, 6.0, "quit") for who in (ALICE, BOB, CAROL)))
+    assert left_behind.empty_since == 6.0
+    assert changed(left_behind, Entered(RECORDER, recorder)).empty_since == 6.0
 
 
 def test_departed_keeps_what_was_decided_about_them() -> None:
@@ -713,7 +727,9 @@ def test_nobody_is_both_here_and_gone(history: list[Change]) -> None:
     state = apply(MEETING, history)
     assert not state.departed & set(state.members)
     assert state.rooms_in_use() <= state.rooms
-    assert (state.empty_since is None) or not state.members
+    is_somebody_here = any(member.kind is not Kind.RECORDER for member in state.members.values())
+    assert not (is_somebody_here and state.empty_since is not None)
+    assert is_somebody_here or not state.members or state.empty_since is not None
     assert state.presenter in {None, *state.members}
     assert state.restricted_until.keys() <= state.restricted
     assert all(state.holds.values())
