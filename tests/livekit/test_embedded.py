@@ -3,7 +3,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -263,9 +262,8 @@ async def test_it_stops_soon_though_somebody_is_connected(path: Path, *, paused:
     async with connected(server):
         if paused:
             server.pause()
-        began = time.monotonic()
-        await server.stop()
-        assert time.monotonic() - began < 2
+        async with asyncio.timeout(20):  # it would wait for everybody to leave
+            await server.stop()
     assert not is_running(pid)
 
 

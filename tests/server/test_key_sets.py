@@ -324,12 +324,13 @@ def test_a_private_key_that_was_published_counts_as_absent(algorithm: TicketAlgo
         _parse(json.dumps({"keys": [entry]}).encode(), algorithm)
 
 
-def test_a_private_key_that_was_made_up_costs_no_time() -> None:
+def test_a_private_key_that_was_made_up_is_not_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {"kty": "RSA", "n": "_" * 683, "e": "AQAB", "d": "_" * 683}
-    began_at = time.monotonic()
+    looked_at: list[object] = []
+    monkeypatch.setattr(jwt, "PyJWK", lambda *entry: looked_at.append(entry))  # which would take hours
     with pytest.raises(_Unusable):
-        _parse(json.dumps({"keys": [entry] * 20}).encode(), "RS256")
-    assert time.monotonic() - began_at < 1
+        _parse(json.dumps({"keys": [entry]}).encode(), "RS256")
+    assert looked_at == []
 
 
 @pytest.mark.parametrize("algorithm", ASYMMETRIC)
@@ -626,9 +627,8 @@ async def test_an_answer_that_takes_too_long_is_not_waited_for(
         for answer in (publisher.answer, trickle):
             publisher.answer = answer
             known.clock.now += FRESH_S + 1
-            began_at = time.monotonic()
-            assert await known.has("old")
-            assert time.monotonic() - began_at < 2
+            async with asyncio.timeout(20):  # neither answer ever ends
+                assert await known.has("old")
             assert not await known.has("new")  # and nobody waits in the pause
     assert gave_up(logged) == ["no answer within 0.1 s"] * 2
     await until(lambda: publisher.cancelled == 2)
