@@ -18,16 +18,11 @@ from signaling import metrics
 
 REFUSALS: Final = frozenset(
     {
-        "bad_request",
-        "connection_refused",
-        "connection_not_joined",
-        "flood_cut_off",
-        "request_refused",
-        "slow_reader_cut_off",
-        "webhook_refused",
+        *("bad_request", "connection_refused", "connections_full", "webhook_refused"),
+        *("connection_not_joined", "flood_cut_off", "slow_reader_cut_off"),
     }
 )
-"""Events that anybody can cause who reaches a port: `REFUSALS_PER_S` lines of each kind, and then their number."""
+"""What anybody can cause who reaches a port, or has a ticket: so many lines of each kind, and then their number."""
 REFUSALS_PER_S: Final = 10
 MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 """What waits to be written when nobody reads standard error; lines beyond that are counted, and gone."""

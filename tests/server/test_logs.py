@@ -2,14 +2,17 @@ import ast
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+import signaling
 from signaling import metrics
 from signaling.server import logs
 from signaling.server.logs import REFUSALS_PER_S, LogWriter, configure_logging
@@ -200,6 +203,11 @@ def test_of_each_kind_of_refusal_some_are_written_and_the_others_counted(capsys:
         "event": "refusals_not_logged", "refused": "connection_refused", "error": "origin",
         "lines": 500 - REFUSALS_PER_S, "level": "warning",
     }.items()  # fmt: skip
+
+
+def test_each_kind_of_refusal_is_an_event_of_the_log() -> None:
+    source = "".join(file.read_text() for file in Path(signaling.__file__).parent.rglob("*.py"))
+    assert {event for event in logs.REFUSALS if not re.search(rf'log\.[a-z]+\(\s*"{event}"', source)} == set()
 
 
 def test_libraries_are_limited_too_and_their_number_is_told_without_another_line(
