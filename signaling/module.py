@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
 from itertools import takewhile
 from types import TracebackType
@@ -14,6 +14,7 @@ import structlog
 from signaling import metrics
 from signaling.answers import answers, asks_for_result, is_preview, named_action, result
 from signaling.clock import SteadyClock
+from signaling.closed_rooms import ClosedRooms
 from signaling.core.commands import AnyCommand, ChangeRole, Depart, Enter, Extend, ModeratorCommand, Move
 from signaling.core.conclusions import Announcement, Conclusion, Everyone
 from signaling.core.decisions import Refusal, may_moderate
@@ -36,6 +37,7 @@ from signaling.identifiers import (
     BreakoutId,
     CommandId,
     Identity,
+    LiveKitRoom,
     ParticipantId,
     RoomId,
     livekit_room,
@@ -120,8 +122,9 @@ class ModerationModule:
         self._stack = AsyncExitStack()
         self._is_entered = False
         self._listens = False
-        self._closing: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._media: RoomService | None = None
+        self._closed: ClosedRooms | None = None
         self._mint: TokenMint | None = None
         self._webhooks: Webhooks | None = None
         self._embedded: EmbeddedServer | None = None
@@ -154,11 +157,16 @@ class ModerationModule:
             )
             await self._media.check()  # whatever comes of it: what is wrong is in the log then, and tried again
             self._media.on_return(self._restore_rooms)
+            self._closed = ClosedRooms(
+                self._store, self._media, self._is_in_use, clock=self._clock, look_s=self._rules.sweep_s
+            )
+            await self._closed.load()
             if not self._listens:  # or it was entered and left before
                 self._store.listen(self._on_commit)
                 self._listens = True
             stack.push_async_callback(self._close_meetings)
             await self._take_up_meetings()
+            self._run_in_background(self._closed.run())
             self._stack = stack.pop_all()
         return self
 
@@ -713,6 +721,8 @@ class ModerationModule:
             meeting = self._meetings.get(room_of(webhook.notice.room))
             if meeting is not None:
                 meeting.run_in_background(meeting.react(webhook.notice))
+            if self._closed is not None and webhook.notice.kind in {"participant_joined", "track_published"}:
+                self._run_in_background(self._closed.react(webhook.notice.room))
 
     async def _check_is_first(self, webhook: Webhook) -> None:
         if webhook.notice is None:
@@ -860,6 +870,7 @@ class ModerationModule:
                 self._rules,
                 clock=self._clock,
                 entrance=self._entrance,
+                closed=self._closed,
                 is_arriving=lambda participant: (room, participant) in self._arriving,
                 on_forgotten=lambda: self._let_go_if_unused(room),
                 on_people_in_livekit=self._note_people_in_livekit,
@@ -870,11 +881,18 @@ class ModerationModule:
             meeting.start()
         return meeting
 
+    async def _is_in_use(self, room: LiveKitRoom) -> bool:
+        record = await self._store.read(room_of(room))
+        return record is not None and record.state.goes_on and room in record.state.rooms
+
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._background.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._background.discard)
+
     def _let_go_if_unused(self, room: RoomId) -> None:
         """Nothing need run for a meeting of which nothing is kept, unless somebody begins it."""
         if room in self._meetings and room not in self._joining and room not in self._sessions:
-            self._closing.add(closing := asyncio.create_task(self._let_go_of(room)))
-            closing.add_done_callback(self._closing.discard)
+            self._run_in_background(self._let_go_of(room))
 
     async def _let_go_of(self, room: RoomId) -> None:
         meeting = self._meetings.get(room)
@@ -894,9 +912,10 @@ class ModerationModule:
         for meeting in meetings.values():
             metrics.MEETINGS.dec()
             await meeting.close()
-        for closing in tuple(self._closing):
-            closing.cancel()  # it may wait for the store
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        background = tuple(self._background)
+        for task in background:
+            task.cancel()  # it may wait for the store
+        await asyncio.gather(*background, return_exceptions=True)
         for sessions in tuple(self._sessions.values()):
             for session in [session for listed in sessions.values() for session in listed]:
                 self.drop(session)

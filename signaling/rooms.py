@@ -18,6 +18,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from signaling import metrics
+from signaling.closed_rooms import ClosedRooms
 from signaling.core.commands import (
     AnyCommand,
     Bypass,
@@ -137,6 +138,7 @@ class Meeting:
     Args:
         clock: Seconds since the epoch.
         entrance: Where people wait to be let in.
+        closed: What is kept closed of meetings that have ended.
         is_arriving: Whether somebody is being let in.
         on_forgotten: Called when the meeting is over and nothing of it is kept any more.
         on_people_in_livekit: Called before each sweep, if LiveKit has listed anybody before.
@@ -156,6 +158,7 @@ class Meeting:
         *,
         clock: Callable[[], float] = time.time,
         entrance: Entrance | None = None,
+        closed: ClosedRooms | None = None,
         is_arriving: Callable[[ParticipantId], bool] = lambda _: False,
         on_forgotten: Callable[[], None] = lambda: None,
         on_people_in_livekit: Callable[[], None] = lambda: None,
@@ -168,6 +171,7 @@ class Meeting:
         self._rules = rules
         self._clock = clock
         self._entrance = Entrance(clock) if entrance is None else entrance
+        self._closed = ClosedRooms(store, media, clock=clock) if closed is None else closed
         self._is_arriving = is_arriving
         self._on_forgotten = on_forgotten
         self._on_people_in_livekit = on_people_in_livekit
@@ -875,6 +879,7 @@ class Meeting:
         """
         if room in (await self.record()).state.doomed:
             await self._delete_room(room)
+        await self._closed.make_way(room)
         await self._media.ensure_room(room)
 
     async def react(self, notice: Notice) -> None:
@@ -914,6 +919,7 @@ class Meeting:
         async with self._opening:
             if room in (await self.record()).state.doomed:
                 await self._media.delete_room(room)
+                await self._closed.close(room)
                 await self.commit_now(CONTROLLER, NoteRoomDeleted(room))
 
     # --- Time passing --------------------------------------------------------------------------------------------

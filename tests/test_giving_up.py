@@ -108,7 +108,7 @@ async def become_quiet(meeting: MeetingOnFake) -> None:
     def is_quiet() -> bool:
         looked_after = module._meetings.get(meeting.room)
         is_idle = looked_after is None or len(looked_after._tasks) == 1  # it keeps LiveKit in agreement
-        return is_idle and not module._joining and not module._closing
+        return is_idle and not module._joining and len(module._background) == 1
 
     await until(is_quiet)
 

@@ -282,6 +282,7 @@ class World:
         self.results: list[dict[str, Any]] = []
         self._screens: dict[str, bool] = {}
         self._known: dict[Identity, set[str]] = {}
+        self.made_by_others = set[str]()
         self.came: dict[ParticipantId, dict[str, set[Source]]] = {}
         self.is_troubled = False
         self.leaves_rooms = False
@@ -540,7 +541,7 @@ class World:
 
     def check_rooms(self, used: AbstractSet[str]) -> None:
         """LiveKit has no rooms beside these."""
-        there = set(self.fake.rooms) - {FOREIGN}
+        there = set(self.fake.rooms) - self.made_by_others
         self.check(self.leaves_rooms or used >= there, f"{there} are there beside {used}")
         called = [call for call in self.fake.calls if call.room == FOREIGN]
         self.check(not called, f"{called} are about another application's room")
@@ -710,14 +711,23 @@ class RandomMeetings(RuleBasedStateMachine):
         by_permission=st.booleans(),
         unknown=st.sampled_from(["restrict", "remove"]),
         posts_at_once=st.booleans(),
+        auto_create=st.booleans(),
         latency_s=st.sampled_from([0, 0, 0.01]),
     )
-    def begin(self, by_permission: bool, unknown: str, posts_at_once: bool, latency_s: float) -> None:  # noqa: FBT001
+    def begin(
+        self,
+        by_permission: bool,  # noqa: FBT001
+        unknown: str,
+        posts_at_once: bool,  # noqa: FBT001
+        auto_create: bool,  # noqa: FBT001
+        latency_s: float,
+    ) -> None:
         self.removes_unknown = unknown == "remove"
         self.world = World(
             moderation_screen_share_requires_permission=by_permission, moderation_unknown_participants=unknown
         )
         self.world.posts_at_once = posts_at_once
+        self.world.fake.auto_create = auto_create
         self.come(["alice", "bob", "carol", "mia"], None, None, None, is_plain=False, patience=None)
         who = [("alice", 0), ("bob", 0), ("carol", 0), ("mia", 0)]
         self.enter_livekit(who, is_silent=False, publishes=[Source.MICROPHONE])
@@ -847,6 +857,8 @@ class RandomMeetings(RuleBasedStateMachine):
         kind = STRANGERS.get(name, models.ParticipantInfo.STANDARD)
         if room == FOREIGN:
             self.world.fake.create_room(room)
+        if room not in self.world.fake.rooms or room == FOREIGN:
+            self.world.made_by_others.add(room)
         with suppress(JoinRefused):
             self.world.fake.join(room, name, permission=permission, kind=kind)
 

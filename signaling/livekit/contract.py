@@ -1,6 +1,6 @@
 """What a turn and the reconciler need of a media server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -63,6 +63,9 @@ class MediaServer(Protocol):
 
     async def delete_room(self, room: LiveKitRoom) -> None:
         """End a room for everybody in it. One that is gone already is fine."""
+
+    async def rooms_there(self, rooms: Sequence[LiveKitRoom]) -> frozenset[LiveKitRoom]:
+        """Which of these rooms there are. Asks for at least one."""
 
     async def list_presences(self, room: LiveKitRoom, *, make: bool = True) -> tuple[Presence, ...]:
         """Everybody in the room, whatever they are. A room that is gone is empty; it is made anew if `make`."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
@@ -245,6 +245,13 @@ class RoomService(MediaServer):
             if _nobody_answered(error):
                 raise MediaServerRejected(str(error)) from error  # it is perhaps still there, and people in it
         self._clients.pop(room, None)
+
+    async def rooms_there(self, rooms: Sequence[LiveKitRoom]) -> frozenset[LiveKitRoom]:
+        """Which of these rooms there are."""
+        nowhere = LiveKitRoom("")
+        request = protocol.ListRoomsRequest(names=list(rooms))
+        answer = await self._call("ListRooms", nowhere, self._client(nowhere).list_rooms, request)
+        return frozenset(LiveKitRoom(room.name) for room in answer.rooms)
 
     async def list_presences(self, room: LiveKitRoom, *, make: bool = True) -> tuple[Presence, ...]:
         """Everybody in the room, whatever they are."""
