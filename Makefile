@@ -4,6 +4,7 @@
 # make server             build livekit-server into your cache directory, once
 # make bench              measure, half an hour; ARGS=--quick takes three minutes
 # make fuzz               attack a server by chance for ten minutes; ARGS="--seconds 60 --seed 7"
+# make mutants            see which faults the tests would notice; ARGS="--only policy"
 # make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
@@ -11,7 +12,7 @@
 ARGS =
 BIN = .venv/bin
 
-.PHONY: demo test lint server bench fuzz docs schemas lock clean
+.PHONY: demo test lint server bench fuzz mutants docs schemas lock clean
 
 demo:
 	@.ci/bootstrap demo
@@ -42,6 +43,10 @@ bench:
 fuzz:
 	@.ci/bootstrap test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+mutants:
+	@.ci/bootstrap test
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 docs:
 	@.ci/bootstrap

@@ -2,10 +2,20 @@
 
 from signaling.core.bypasses import unaccompanied
 from signaling.core.commands import Expire
+from signaling.core.decisions import Refusal, decide
 from signaling.core.effects import Agree, Finding, Permission, Presence, Track
 from signaling.core.enforcement import plan
 from signaling.core.participants import LiveKitKind, Source
-from signaling.core.state import BanWas, Held, MeetingState, PutBack, Restricted, Unrestricted, apply
+from signaling.core.state import (
+    ASK_AGAIN_S,
+    BanWas,
+    Held,
+    MeetingState,
+    PutBack,
+    Restricted,
+    Unrestricted,
+    apply,
+)
 from signaling.identifiers import CONTROLLER, CommandId, Identity, TrackSid
 from signaling.messages import moderation
 from tests.core.meetings import (
@@ -100,3 +110,13 @@ def test_only_settings_that_differ_are_remembered_for_undoing() -> None:
     assert set(again.undoable) == {"c-2"}
     lifted = apply(again, [Unrestricted(MICROPHONE)])
     assert lifted.undoable == {"c-2": ()}
+
+
+def test_when_somebody_was_asked_is_remembered_for_as_long_as_nobody_may_ask_again() -> None:
+    ask = moderation.AskToUnmute(participants=(BOB,))
+    asked = concluded(MEETING, ALICE, ask, at=AT).state
+    assert asked.asked_at == {BOB: AT}
+    again = decide(asked, ALICE, ask, now=AT + ASK_AGAIN_S - 4, command_id=COMMAND)
+    assert again == Refusal("rate_limit_exceeded", retry_after_s=4)
+    later = concluded(asked, ALICE, moderation.AskToUnmute(participants=(CAROL,)), at=AT + ASK_AGAIN_S).state
+    assert later.asked_at == {CAROL: AT + ASK_AGAIN_S}

