@@ -250,7 +250,7 @@ class RoomService(MediaServer):
         """Which of these rooms there are."""
         nowhere = LiveKitRoom("")
         request = protocol.ListRoomsRequest(names=list(rooms))
-        answer = await self._call("ListRooms", nowhere, self._client(nowhere).list_rooms, request)
+        answer = await self._call("ListRooms", nowhere, Client.list_rooms, request)
         return frozenset(LiveKitRoom(room.name) for room in answer.rooms)
 
     async def list_presences(self, room: LiveKitRoom, *, make: bool = True) -> tuple[Presence, ...]:
