@@ -179,7 +179,7 @@ class LogWriter(logging.Handler):
                 self._write(lines)
                 if left_out:  # there is room again: somebody reads
                     self._write(self._line_of(_record("log_lines_lost", lines=left_out)))
-            except OSError:  # nobody is there any more, or the disk is full
+            except (OSError, ValueError):  # nobody is there any more, the disk is full, or the stream is closed
                 metrics.LOG_LINES_LEFT_OUT.labels("unread").inc(number)
             with self._changed:
                 self._waiting_bytes -= len(lines)

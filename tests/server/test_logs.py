@@ -1,4 +1,5 @@
 import ast
+import io
 import json
 import logging
 import os
@@ -170,6 +171,18 @@ def test_what_is_written_is_written_when_the_log_is_closed(pipe: tuple[int, LogW
     piped().info("second")
     writer.close()
     assert os.read(reading, 100) == b"first\nsecond\n"
+
+
+def test_a_stream_that_is_closed_ends_nothing() -> None:
+    stream = io.StringIO()
+    stream.close()
+    writer = LogWriter(stream)
+    before = metrics.LOG_LINES_LEFT_OUT.labels("unread")._value.get()
+    for _ in range(2):
+        writer.handle(logging.LogRecord("asyncio", logging.ERROR, "", 0, "text", None, None))
+        writer.flush()
+    assert metrics.LOG_LINES_LEFT_OUT.labels("unread")._value.get() == before + 2
+    writer.close()
 
 
 def test_a_line_that_cannot_be_made_is_one_that_says_so(pipe: tuple[int, LogWriter]) -> None:
