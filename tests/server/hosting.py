@@ -148,4 +148,4 @@ PING = command("ping", "echo")
 def logged(said: str) -> list[str]:
     """The events in a log of JSON lines, but for those of a LiveKit that nobody answers for."""
     events = [json.loads(line)["event"] for line in said.splitlines()]
-    return [event for event in events if not event.startswith("livekit_")]
+    return [event for event in events if not event.startswith(("livekit_", "media_server_"))]
