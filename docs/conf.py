@@ -27,7 +27,7 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [
     # Documented elsewhere, and there is no network.
-    ("py:.*", r"(asyncio|collections|models|pathlib|pydantic|rtc|typing|websockets)\..*"),
+    ("py:.*", r"(_?asyncio|collections|models|pathlib|pydantic|rtc|typing|websockets)\..*"),
     # Passed on as they are: a store to `ModerationModule`, an event in a `Delivery`, an answer of the protocol.
     ("py:class", r"signaling\.(stores\.contract\.Store|messages\.base\.Event)"),
     ("py:class", r"signaling\.messages\.(control\.JoinSuccess|moderation\.(Result|State))"),

@@ -45,7 +45,8 @@ _HANDS: Final = {
 _TO_ALL: Final = {
     word: 'all {"namespace":"control","timestamp":"2026-03-01T09:30:00.123Z","payload":{"message":"update","id":"p0",'
     '"control":{"display_name":"P0","role":"user","participation_kind":"user",'
-    f'{word.decode()},"joined_at":"2026-03-01T09:30:00.123Z"}}}}}}'
+    f'{word.decode()},"hand_updated_at":"2026-03-01T09:31:00.123Z","joined_at":"2026-03-01T09:30:00.123Z",'
+    '"left_at":null}}}'
     for word in _HANDS
 }
 _TELLS: Final = 5
