@@ -6,7 +6,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from signaling.identifiers import CONTROLLER, MAX_LENGTH, parse_participant_id
-from signaling.messages.base import as_timestamp, in_order
+from signaling.messages.base import MAX_NAME_LENGTH, as_timestamp, in_order
 
 Json = dict[str, Any]
 
@@ -25,6 +25,12 @@ NAMED: Final[Json] = {
     "type": "string",
     "pattern": rf"^([A-Za-z0-9._@:-]{{1,{MAX_LENGTH}}}|\{{{_UUID}\}})$",
     "not": _NO_PARTICIPANT,
+}
+ANYBODY: Final[Json] = {
+    "description": "Any identity that LiveKit takes: looked up as it stands, and else as a UUID if it reads as one.",
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_NAME_LENGTH,
 }
 TOLD: Final[Json] = {
     "description": "A participant's id; a UUID in lower case and with hyphens.",

@@ -23,7 +23,7 @@ from signaling.identifiers import (
     parse_room_id,
 )
 from signaling.messages import moderation
-from signaling.messages.base import Message, Namespace, Participant, validated
+from signaling.messages.base import MAX_NAME_LENGTH, Message, Namespace, Participant, validated
 from signaling.messages.envelope import MAX_FRAME_BYTES, EnvelopeError, parse_object
 from signaling.messages.json_schema import PLAIN_ID
 from signaling.module import ModerationModule
@@ -240,10 +240,12 @@ class ControllerApi:
         await self._module.move(room, participant, body.breakout)
 
     async def kick(self, request: web.Request) -> moderation.Result:
-        """Remove somebody from LiveKit and the signaling; they may join again."""
-        room, participant = _room(request), _participant(request)
-        kick = {"action": "kick", "participants": [participant]}
+        """Remove somebody from LiveKit and the signaling, whoever is called so; they may join again."""
+        room = _room(request)
+        kick = {"action": "kick", "participants": [request.match_info["id"]]}
         result = await self._module.command(room, Namespace.MODERATION, kick)
+        if result.error == "invalid_command":
+            raise Refused("invalid_request", f"id: must be 1 to {MAX_NAME_LENGTH} characters")
         if any(outcome.outcome == "unknown" for outcome in result.outcomes):
             raise Refused("unknown_participant")
         return result
@@ -287,6 +289,7 @@ class Route:
         path: Below `PREFIX`.
         answer: What it is answered by; nothing, with status 204, if left out.
         errors: Beside those of every route.
+        names_anybody: Whether `id` may be any identity in LiveKit, and not only that of a member.
     """
 
     method: str
@@ -296,6 +299,7 @@ class Route:
     query: type[Body] | None = None
     answer: type[Message] | None = None
     errors: tuple[ErrorCode, ...] = ()
+    names_anybody: bool = False
 
 
 _BODY_ERRORS: Final[Mapping[BodyError, tuple[ErrorCode, str | None]]] = {
@@ -315,7 +319,7 @@ ROUTES: Final = (
     Route("DELETE", _ROOM, ControllerApi.end_meeting),
     Route("PUT", f"{_PARTICIPANT}/role", ControllerApi.change_role, body=RoleChange, errors=_ROLE_ERRORS),
     Route("PUT", f"{_PARTICIPANT}/breakout", ControllerApi.move, body=BreakoutChange, errors=_NOT_HERE),
-    Route("DELETE", _PARTICIPANT, ControllerApi.kick, answer=moderation.Result, errors=_NOT_HERE),
+    Route("DELETE", _PARTICIPANT, ControllerApi.kick, answer=moderation.Result, errors=_NOT_HERE, names_anybody=True),
     Route(
         "POST",
         f"{_ROOM}/commands",

@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 import signaling
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Command, Namespace
-from signaling.messages.json_schema import NAMED, PLAIN_ID, Json, SchemaGenerator
+from signaling.messages.json_schema import ANYBODY, NAMED, PLAIN_ID, Json, SchemaGenerator
 from signaling.module import NeedsSession
 from signaling.server.controller_api import PREFIX, ROUTES, STATUS, CommandRequest, Error, ErrorCode, Route
 
@@ -115,7 +115,8 @@ def _operation(route: Route, references: _References) -> Json:
 
 
 def _parameters(route: Route) -> Iterator[Json]:
-    for name, schema in _IN_PATH.items():
+    for name, known in _IN_PATH.items():
+        schema = ANYBODY if route.names_anybody and known is NAMED else known
         if f"{{{name}}}" in route.path:
             yield {"name": name, "in": "path", "required": True, "schema": schema}
     if route.query is not None:
