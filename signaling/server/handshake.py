@@ -138,7 +138,7 @@ class Handshake:
             await self._tickets.refresh_keys(text)
             if connection.transport.is_closing() or not connection.server.is_serving():
                 # Too late for this attempt; the ticket remains for another.
-                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "Server is shutting down.\n")
+                return refusal("unavailable")
             ticket = self._tickets.verify(text)
             if await self._is_banned(ticket.room, ticket.participant.id):
                 return refusal("banned")

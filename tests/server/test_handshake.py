@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 import structlog
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import Server
 from websockets.exceptions import InvalidStatus
 
 from signaling import Role, StoreError
@@ -179,6 +180,16 @@ async def test_nobody_gets_in_while_the_store_cannot_say_who_was_first(
     assert [line["error"] for line in logged if line["event"] == "store_failed"] == ["the disk is full"] * 2
     assert await door.refusal(door.dial(bearer=used)) == (401, "invalid_ticket")
     assert await door.refusal(door.dial(bearer=unused)) == (101, "connected")
+
+
+async def test_who_comes_while_the_server_stops_may_come_elsewhere_with_the_same_ticket(
+    door: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = door.ticket()
+    with monkeypatch.context() as patched:
+        patched.setattr(Server, "is_serving", lambda _server: False)
+        assert await door.refusal(door.dial(bearer=ticket)) == (503, "unavailable")
+    assert await door.refusal(door.dial(bearer=ticket)) == (101, "connected")
 
 
 async def test_of_two_who_come_at_once_with_a_ticket_one_gets_in(door: Hosted) -> None:
