@@ -163,7 +163,7 @@ def unnoted(
             if not _is_ruled(state, presence) and participant not in state.came and _is_named(state, participant):
                 found[participant] = Came(presence.sid, frozenset(Source))  # our tokens are for everything but that
             continue
-        if not is_stranger(state, presence) or not (about_to_change or participant in state.came):
+        if not (about_to_change or participant in state.came) or not is_stranger(state, presence):
             continue
         came = came_with(state, presence)
         if came != state.came.get(participant):
