@@ -127,6 +127,7 @@ class Connection:
             return
         if frame.namespace is Namespace.ECHO:
             self._answer(_pong(frame.payload), frame.transaction_id)
+            self._outbox.flush()  # the next iteration of the event loop may be a long one
         elif self._allowance.left < 1:
             self._refuse(frame, self._allowance.one_after_s)
             self._lose_patience()

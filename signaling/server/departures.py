@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-AT_ONCE: Final = 16
-"""What an ended connection sets off takes some tenths of a millisecond; between so many, everybody else has a turn."""
+AT_ONCE: Final = 4
+"""What an ended connection sets off takes up to a millisecond; between so many, everybody else has a turn."""
 
 
 class Departures:

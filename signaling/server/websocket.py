@@ -34,8 +34,8 @@ __all__ = ["STOP_S", "Timing", "WebSocketServer"]
 STOP_S: Final = 1.0
 """How long all of them have when the server stops, and how long what is running then has after that."""
 _BACKLOG: Final = 1_024
-_ACCEPTED_AT_ONCE: Final = 8
-"""New connections that are taken before everybody else has a turn."""
+_ACCEPTED_AT_ONCE: Final = 2
+"""New connections that are taken before everybody else has a turn: each costs a millisecond until it is refused."""
 _OPEN_TIMEOUT_S: Final = 30
 """How long opening may take once the request is there, which is up to us: a storm is no reason to be refused."""
 _PATIENCE: Final = 10

@@ -145,7 +145,7 @@ class ModerationHost(Host):
     ) -> None:
         super().__init__(pid)
         self.livekit = livekit
-        self._url = url
+        self.url = url
         self._metrics_url = f"{internal_url}/metrics"
         self._http = http
 
@@ -153,7 +153,7 @@ class ModerationHost(Host):
         participant = Participant(ParticipantId(name), role=Role.USER, display_name=name.title())
         ticket = make_ticket(KEY, "HS256", participant, RoomId(room))
         connection = await connect_websocket(
-            self._url,
+            self.url,
             subprotocols=[SUBPROTOCOL, Subprotocol(f"ticket#{ticket}")],
             compression=None,
             max_size=None,

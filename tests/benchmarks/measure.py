@@ -37,6 +37,26 @@ class Options:
         return self.repeat * 5 if max(self.rooms) >= 300 else self.repeat
 
     @property
+    def is_quick(self) -> bool:
+        """Whether it is to be quick."""
+        return max(self.rooms) < 300
+
+    @property
+    def seconds(self) -> float:
+        """For how long pings are sent at a time."""
+        return 1 if self.is_quick else 5
+
+    @property
+    def many(self) -> int:
+        """How many connections are a crowd."""
+        return 1_000 if self.is_quick else 10_000
+
+    @property
+    def attackers(self) -> Mapping[str, int]:
+        """How many there are of each kind."""
+        return {"silent": 500 if self.is_quick else 2_000, "handshakes": 50, "frames": 10}
+
+    @property
     def idle_connections(self) -> int:
         """How many share the memory that is measured."""
         return min(2_000, max(self.rooms) * 10)

@@ -55,6 +55,11 @@ they say so.
   with `join_success`; the baseline is connecting and one echo. Memory is what the server's process has resident, above
   what it had before; Python keeps most of it for the next meeting, and *more after one meeting more* is what the third
   adds.
+- *crowd*: pings of 20 people, ten times as often as clients send them, to `livekit-moderation serve` while a process of
+  others, which gives way to the server's, is there: so many connections that say nothing, and are there again when
+  they are ended; so many handshakes in flight, none with a ticket; guests who send frames of 1 MiB as fast as they are
+  read; people in rooms of 50 who are idle, then all of them gone at once by the end of their process, then after their
+  grace. A trip begins when the ping is due. The figure of a round is the p99 of its trips; the baseline is nobody else.
 """
 
 

@@ -8,16 +8,18 @@ from websockets.exceptions import ConnectionClosed
 
 from signaling import Kind, Participant, Role, RoomId
 from signaling.errors import StoreError
+from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import Delivery
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
-from signaling.server.channel import Channel
+from signaling.server.channel import MAX_UNREAD_BYTES, Channel
 from signaling.server.connection import Connection
 from signaling.server.websocket import Timing
 from signaling.session import Deliver, Session
 from signaling.stores.contract import Record
 from signaling.stores.memory import MemoryStore
 from signaling.testing.client import SignalingClient
+from signaling.testing.fake_room_service import FakeRoomService
 from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted, take
 from tests.server.keys import SECRET
 
@@ -270,6 +272,24 @@ async def test_who_has_not_joined_in_time_is_closed_with_1008() -> None:
             with pytest.raises(ConnectionClosed):
                 await bob.recv()
         assert bob.close_code == 1008
+
+
+async def test_a_moderator_joins_a_meeting_of_a_thousand_and_is_shown_all_of_it() -> None:
+    async with FakeRoomService() as fake, hosted(fake) as host, asyncio.timeout(120):
+        people = [ParticipantId(f"{'p' * 120}{number:05}") for number in range(1_200)]
+        for each in people:
+            await host.module.join(ROOM, Participant(each, display_name="ü" * 100), deliver=lambda _: None)
+        async with host.client("alice", Role.MODERATOR) as alice:
+            success = await alice.join()
+            assert len(json.dumps(success, ensure_ascii=False).encode()) > MAX_UNREAD_BYTES
+            assert {each["id"] for each in success["participants"]} == set(people)
+            for number in range(3):
+                await alice.send("get_state", namespace="livekit_moderation", transaction_id=number)
+            await alice.wait_for(
+                "result", namespace="livekit_moderation", where=lambda frame: frame.transaction_id == 2
+            )
+            states = alice.told("state", "livekit_moderation")
+            assert [len(state["participants"]) for state in states] == [len(people) + 1] * 3
 
 
 async def test_who_has_sent_join_is_not_closed_for_not_having_joined(livekit: EmbeddedServer) -> None:
