@@ -2,7 +2,7 @@
 # make test               lint, then every test; ARGS="-k mute -x" is for pytest
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
-# make bench              measure, half an hour; ARGS=--quick takes three minutes
+# make bench              measure, half an hour; ARGS=--quick takes four minutes
 # make fuzz               attack a server by chance for ten minutes; ARGS="--seconds 60 --seed 7"
 # make mutants            see which faults the tests would notice; ARGS="--only policy"
 # make docs               the documentation, in docs/_build/html
