@@ -236,3 +236,23 @@ async def sweeps(meeting: MeetingOnFake, times: int) -> None:
     """Wait until so many more sweeps are over."""
     looks = len(meeting.calls("ListParticipants"))
     await until(lambda: len(meeting.calls("ListParticipants")) > looks + times)
+
+
+# --- Questions ---------------------------------------------------------------------------------------------------
+
+
+async def test_only_who_was_asked_is_asked_again_and_only_while_they_may_answer(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(person: Person) -> int:
+        return len(person.noticed("unmute_requested"))
+
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    await alice.comes_to("ask_to_unmute", participants=["bob"])
+    await bob.session.disconnect()
+    assert asked(await meeting.join("carol")) == 0
+    assert asked(await meeting.join("bob", extensions=())) == 0
+    assert asked(await meeting.join("bob")) == 1
+    later = meeting.module._clock() + 61  # by the clock that joining goes by, and no other
+    monkeypatch.setattr(meeting.module, "_clock", lambda: later)
+    assert asked(await meeting.join("bob")) == 0
