@@ -4,15 +4,18 @@ from signaling.core.bypasses import unaccompanied
 from signaling.core.commands import Expire
 from signaling.core.decisions import Refusal, decide
 from signaling.core.effects import Agree, Finding, Permission, Presence, Track
-from signaling.core.enforcement import plan
-from signaling.core.participants import LiveKitKind, Source
+from signaling.core.enforcement import is_unknown, plan, unnoted
+from signaling.core.participants import Kind, LiveKitKind, Source
 from signaling.core.state import (
     ASK_AGAIN_S,
+    Banned,
     BanWas,
+    Came,
     Held,
     MeetingState,
     PutBack,
     Restricted,
+    Revoked,
     Unrestricted,
     apply,
 )
@@ -26,17 +29,22 @@ from tests.core.meetings import (
     CAMERA,
     CAROL,
     COMMAND,
+    DAVE,
     MAIN,
     MEETING,
     MICROPHONE,
+    RECORDER,
     SCREEN_AUDIO,
     after,
     changed,
     concluded,
     decided,
     enable,
+    joined,
+    left,
     outcomes,
     present,
+    somebody,
 )
 
 QUIET = changed(MEETING, Restricted(MICROPHONE, frozenset()))
@@ -120,3 +128,16 @@ def test_when_somebody_was_asked_is_remembered_for_as_long_as_nobody_may_ask_aga
     assert again == Refusal("rate_limit_exceeded", retry_after_s=4)
     later = concluded(asked, ALICE, moderation.AskToUnmute(participants=(CAROL,)), at=AT + ASK_AGAIN_S).state
     assert later.asked_at == {CAROL: AT + ASK_AGAIN_S}
+
+
+def test_with_what_somebody_came_is_noted_of_services_and_not_of_people() -> None:
+    state = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
+    state = changed(state, Revoked(frozenset({BOB, RECORDER}), CAMERA))
+    roster = [present(BOB, *ALL), present(RECORDER, *ALL)]
+    assert unnoted(state, roster, about_to_change=True) == {RECORDER: Came("", frozenset(ALL))}
+
+
+def test_who_is_banned_is_nobody_whom_moderators_need_to_be_told_of() -> None:
+    assert is_unknown(MEETING, present(DAVE, *ALL))
+    assert not is_unknown(changed(MEETING, Banned(frozenset({DAVE}))), present(DAVE, *ALL))
+    assert not is_unknown(left(MEETING, BOB), present(BOB, *ALL))
