@@ -11,6 +11,7 @@ import pytest
 
 from signaling.core.commands import AnyCommand, Enter, LoseConnections
 from signaling.core.conclusions import Conclusion
+from signaling.core.decisions import Decision, decide
 from signaling.core.participants import Participant, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import Block, MeetingState
@@ -214,6 +215,46 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
     assert [(outcome.outcome, outcome.error) for outcome in entry.outcomes] == [
         ("muted", None) if is_muted else ("failed", "livekit_unavailable")
     ]
+    await restarted.close()
+
+
+async def stage(meeting: Meeting, command: AnyCommand, now: float) -> None:
+    """Be about to carry out what Alice commands, and no more."""
+    decision = decide((await meeting.record()).state, ALICE, command, now=now, command_id=new_command_id())
+    assert isinstance(decision, Decision)
+    assert await meeting._stage(decision)
+    await meeting.close()
+
+
+async def test_a_mute_that_holds_is_carried_out_however_long_ago_a_crash_interrupted_it(
+    fake: FakeRoomService, media: RoomService, store: Store
+) -> None:
+    clock = 1_000.0
+    meeting = Meeting(RoomId("m"), store, media, Rules(), clock=lambda: clock)
+    await set_up(fake, meeting)
+    await stage(meeting, moderation.Mute(participants=(BOB,), hold_s=600), clock)
+    clock += 60
+    restarted = Meeting(meeting.room, store, media, Rules(), clock=lambda: clock)
+    await restarted.finish_staged()
+    assert not fake.may_publish("m", BOB, "microphone")
+    (entry,) = await store.audit(meeting.room, limit=10)
+    assert [(outcome.participant, outcome.outcome) for outcome in entry.outcomes] == [(BOB, "muted")]
+    await restarted.close()
+
+
+async def test_a_stop_that_a_crash_interrupted_long_ago_is_not_carried_out(
+    fake: FakeRoomService, media: RoomService, store: Store
+) -> None:
+    clock = 1_000.0
+    meeting = Meeting(RoomId("m"), store, media, Rules(), clock=lambda: clock)
+    await set_up(fake, meeting)
+    await stage(meeting, moderation.Stop(source="microphone", participants=(BOB,)), clock)
+    clock += 60
+    restarted = Meeting(meeting.room, store, media, Rules(), clock=lambda: clock)
+    await restarted.finish_staged()
+    assert fake.participant("m", BOB).tracks
+    (entry,) = await store.audit(meeting.room, limit=10)
+    assert [(outcome.participant, outcome.outcome) for outcome in entry.outcomes] == [(BOB, "failed")]
     await restarted.close()
 
 

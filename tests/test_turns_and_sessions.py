@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from signaling import Role, metrics
+from signaling import NoSuchMeeting, ParticipantBanned, Role, WebhookRefused, metrics
 from signaling.core.conclusions import Announcement
 from signaling.identifiers import ParticipantId
 from signaling.rooms import Meeting
@@ -199,7 +199,9 @@ async def test_nothing_that_was_about_to_be_done_is_left_when_a_meeting_ends(mee
         await hanging.hit()
         assert (await room.record()).staged is not None
         await meeting.module.close_room(ROOM)
-        assert (await room.record()).staged is None
+        ended = room.newest
+        assert ended is not None
+        assert (ended.state.goes_on, ended.staged) == (False, None)
     await running
 
 
@@ -256,3 +258,153 @@ async def test_only_who_was_asked_is_asked_again_and_only_while_they_may_answer(
     later = meeting.module._clock() + 61  # by the clock that joining goes by, and no other
     monkeypatch.setattr(meeting.module, "_clock", lambda: later)
     assert asked(await meeting.join("bob")) == 0
+
+
+# --- Who is told -------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_is_told_of_their_own_coming_nor_in_a_namespace_that_they_did_not_ask_for(
+    meeting: MeetingOnFake,
+) -> None:
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob", extensions=())
+    carol = await meeting.join("carol")
+    assert [joined["id"] for joined in alice.told("joined", "control")] == ["bob", "carol"]
+    assert carol.told("joined", "control") == []
+    meeting.fake.publish(ROOM, "bob", "microphone")
+    await alice.send("force_mute", transaction_id=7, participants=["bob"])
+    assert [(delivery.payload["message"], delivery.transaction_id) for delivery in bob.inbox] == [("force_muted", None)]
+    assert all(delivery.transaction_id is None for delivery in carol.inbox)
+    assert alice.noticed("action_taken")
+    assert carol.noticed("action_taken") == []
+
+
+async def test_whoever_is_made_to_go_is_told_why(meeting: MeetingOnFake) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    bob, carol, dave = [await meeting.join(name) for name in ("bob", "carol", "dave")]
+    await alice.comes_to("kick", participants=["bob"])
+    await alice.comes_to("kick", participants=["carol"], ban=True)
+    assert (await bob.session.ended, await carol.session.ended) == ("kicked", "banned")
+    with pytest.raises(ParticipantBanned):
+        await meeting.join("carol")
+    await meeting.module.close_room(ROOM)
+    assert (await alice.session.ended, await dave.session.ended) == ("meeting_ended", "meeting_ended")
+    for person in (alice, bob, carol, dave):
+        person.forget()
+        await person.send("create_new_access_token")
+        assert person.inbox == []
+
+
+async def test_only_moderators_who_watch_are_told_of_changes(meeting: MeetingOnFake) -> None:
+    alice, mona = await meeting.join("alice", Role.MODERATOR), await meeting.join("mona", Role.MODERATOR)
+    eve = await meeting.join("eve", Role.MODERATOR)
+    for watcher in (alice, eve):
+        await watcher.moderate("watch", enabled=True)
+    await eve.session.change_role(Role.USER)
+    eve.forget()
+    await meeting.join("bob")
+    await until(lambda: len(alice.noticed("state_changed")) > 0 and not kept(meeting)._showing)
+    assert (mona.noticed("state_changed"), eve.noticed("state_changed")) == ([], [])
+
+
+async def test_what_livekit_reports_twice_is_refused(meeting: MeetingOnFake) -> None:
+    await meeting.join("bob", in_livekit=False)
+    bodies: list[bytes] = []
+    meeting.fake.observe(lambda change: bodies.extend(body for body in [webhook_of(change)] if body))
+    meeting.fake.join(ROOM, "stranger")
+    signed = [(body, sign_webhook(body, meeting.fake.api_key, meeting.fake.api_secret)) for body in bodies]
+    await meeting.module.receive_webhook(*signed[0])
+    with pytest.raises(WebhookRefused, match="replayed"):
+        await meeting.module.receive_webhook(*signed[0])
+
+
+async def test_the_controllers_command_for_a_meeting_that_ends_meanwhile_is_for_none(meeting: MeetingOnFake) -> None:
+    await meeting.join("alice", Role.MODERATOR)
+    command = {"action": "enable_microphone_restrictions", "unrestricted_participants": []}
+    with meeting.fake.hang(method="ListParticipants", times=1) as hanging:
+        commanding = asyncio.create_task(meeting.module.command(ROOM, "livekit", command))
+        await hanging.hit()
+        await meeting.module.close_room(ROOM)
+    with pytest.raises(NoSuchMeeting):
+        await commanding
+
+
+async def test_after_a_restart_what_was_staged_is_finished_at_once(fake: FakeRoomService, tmp_path: Path) -> None:
+    async with restarts(fake, tmp_path) as meeting:
+        alice, _ = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+        with fake.hang(method="UpdateParticipant") as hanging:
+            restricting = asyncio.create_task(
+                alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+            )
+            await hanging.hit()
+            await meeting.module.__aexit__(None, None, None)
+    await restricting
+    async with restarts(fake, tmp_path, moderation_livekit_timeout_s=60):
+        await until(lambda: not fake.may_publish(ROOM, "bob", "microphone"))
+
+
+async def test_a_joiner_is_not_told_again_what_their_welcome_says_already(fake: FakeRoomService) -> None:
+    store = Slow()
+    async with meeting_on_fake(fake, store=store) as meeting:
+        carol, dave = await meeting.join("carol"), await meeting.join("dave")
+        store.answers.clear()
+        hands = []
+        for person in (carol, dave):
+            store.has_written.clear()
+            hands.append(asyncio.create_task(person.session.receive("control", {"action": "raise_hand"})))
+            if person is carol:
+                await store.has_written.wait()
+        await until(lambda: bool(kept(meeting)._line._waiters))
+        joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
+        await until(lambda: BOB in meeting.module._sessions[ROOM])
+        store.answers.set()  # Dave's hand goes up between Bob's beginning to join and his being in
+        bob = await joining
+        await asyncio.gather(*hands)
+        welcome = bob.session.take_join_success()
+        assert [one.control.hand_is_up for one in welcome.participants] == [True, True]
+        assert bob.told("update", "control") == []
+        await carol.session.receive("control", {"action": "lower_hand"})
+        assert [told["id"] for told in bob.told("update", "control")] == ["carol"]
+
+
+@pytest.mark.parametrize("end", ["leave", "disconnect"])
+async def test_who_goes_while_a_newer_connection_of_theirs_comes_takes_nothing_from_it(
+    fake: FakeRoomService, end: str
+) -> None:
+    store = Slow()
+    async with meeting_on_fake(fake, store=store) as meeting:
+        carol, older = await meeting.join("carol"), await meeting.join("bob")
+        store.answers.clear()
+        store.has_written.clear()
+        raising = asyncio.create_task(carol.session.receive("control", {"action": "raise_hand"}))
+        await store.has_written.wait()
+        joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
+        await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
+        going = asyncio.create_task(getattr(older.session, end)())
+        await until(lambda: older.session.is_over or len(kept(meeting)._line._waiters or ()) > 0)
+        store.answers.set()
+        newer = await joining
+        await asyncio.gather(going, raising)
+        assert await older.session.ended == "taken_over"
+        assert not newer.session.is_over
+        member = (await kept(meeting).record()).state.members[BOB]
+        assert member.returns_until is None
+
+
+async def test_who_comes_again_before_their_leaving_is_written_was_never_away(fake: FakeRoomService) -> None:
+    store = Slow()
+    async with meeting_on_fake(fake, store=store) as meeting:
+        carol, older = await meeting.join("carol"), await meeting.join("bob")
+        store.answers.clear()
+        store.has_written.clear()
+        raising = asyncio.create_task(carol.session.receive("control", {"action": "raise_hand"}))
+        await store.has_written.wait()
+        leaving = asyncio.create_task(older.session.leave())
+        await until(lambda: bool(kept(meeting)._line._waiters))
+        joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
+        await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
+        store.answers.set()
+        newer = await joining
+        await asyncio.gather(leaving, raising)
+        assert not newer.session.is_over
+        assert carol.told("left", "control") == []
+        assert "bob" in fake.permissions(ROOM)
