@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -38,6 +38,7 @@ from signaling import (
     StoreError,
     WebhookRefused,
 )
+from signaling.core.conclusions import Announcement
 from signaling.core.effects import Presence
 from signaling.core.enforcement import owner_of
 from signaling.core.participants import SERVICES, Source
@@ -49,7 +50,7 @@ from signaling.livekit.tokens import TokenMint
 from signaling.messages import moderation
 from signaling.messages.base import rfc3339
 from signaling.rooms import Meeting
-from signaling.stores.contract import Commit, Record
+from signaling.stores.contract import AuditEntry, Commit, Record
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import Change, FakeRoomService, Fault
 from signaling.testing.participants import JoinRefused, PublishRefused
@@ -261,6 +262,34 @@ class CheckedMint(TokenMint):
         return super().for_participant(room, identity, sources=sources, kind=kind)
 
 
+class SlowStore(MemoryStore):
+    """A store whose answers take a while; writes have their effect in the middle of it."""
+
+    takes_s = 0.0
+
+    async def _wait(self) -> None:
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
+
+    async def read(self, room: RoomId) -> Record | None:
+        await self._wait()
+        return await super().read(room)
+
+    async def write(
+        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
+    ) -> bool:
+        await self._wait()
+        is_written = await super().write(record, announcements=announcements, audit=audit)
+        await self._wait()
+        return is_written
+
+    async def forget(self, room: RoomId, revision: int) -> bool:
+        await self._wait()
+        is_forgotten = await super().forget(room, revision)
+        await self._wait()
+        return is_forgotten
+
+
 # --- The world ---------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +326,7 @@ class World:
     async def _open(self, chosen: dict[str, Any]) -> None:
         self.fake = await FakeRoomService().__aenter__()
         self.fake.observe(self._on_change)
-        self.store = MemoryStore()
+        self.store = SlowStore()
         self.store.listen(self._on_commit)
         self._settings = Settings(
             livekit_url=self.fake.url,
@@ -447,13 +476,14 @@ class World:
 
     async def _is_quiet(self) -> bool:
         record = await self.store.read(ROOM)
-        if record is None:
-            return True
         meeting = self.meeting()
+        if record is None:
+            return meeting is None
         if not record.state.goes_on or meeting is None:
             return False
         settling = [who for who in record.state.members if meeting.reconciler.is_settling(who)]
-        return record.staged is None and not settling and len(meeting._tasks) == 1
+        away = [who for who, member in record.state.members.items() if member.returns_until is not None]
+        return record.staged is None and not settling and not away and len(meeting._tasks) == 1
 
     def meeting(self) -> Meeting | None:
         return self.module._meetings.get(ROOM)
@@ -596,6 +626,8 @@ class World:
             self._check_connection(connection, record)
         for who in state.members:
             self.check(who in self.people, f"{who} is in the meeting")
+            is_open = any(connection.is_open for connection in self.people[who].connections)
+            self.check(is_open, f"{who} is in the meeting as connected, and is not")
 
     def _check_connection(self, connection: Connection, record: Record) -> None:
         who, session, meeting = connection.who.id, connection.session, self.meeting()
@@ -713,6 +745,7 @@ class RandomMeetings(RuleBasedStateMachine):
         posts_at_once=st.booleans(),
         auto_create=st.booleans(),
         latency_s=st.sampled_from([0, 0, 0.01]),
+        store_takes_s=st.sampled_from([0, 0, 0.002, 0.03]),
     )
     def begin(
         self,
@@ -721,6 +754,7 @@ class RandomMeetings(RuleBasedStateMachine):
         posts_at_once: bool,  # noqa: FBT001
         auto_create: bool,  # noqa: FBT001
         latency_s: float,
+        store_takes_s: float,
     ) -> None:
         self.removes_unknown = unknown == "remove"
         self.world = World(
@@ -732,6 +766,7 @@ class RandomMeetings(RuleBasedStateMachine):
         who = [("alice", 0), ("bob", 0), ("carol", 0), ("mia", 0)]
         self.enter_livekit(who, is_silent=False, publishes=[Source.MICROPHONE])
         self.world.fake.latency_s = latency_s
+        self.world.store.takes_s = store_takes_s
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -828,6 +863,28 @@ class RandomMeetings(RuleBasedStateMachine):
             name: (known[name][-1 - value % len(known[name])] if known[name] else "none") if name in known else value
             for name, value in payload.items()
         }
+
+    @rule(numbers=st.lists(NUMBER, min_size=1, max_size=3), patience=PATIENCE)
+    def give_up(self, numbers: list[int], patience: int | None) -> None:
+        """Hosts cancel what they have begun: joining, receiving, moving, leaving."""
+        world = self.world
+        for number in numbers:
+            if world.running:
+                world.running[number % len(world.running)].cancel()
+        world.run(steps(patience or 1))
+        world.running = [task for task in world.running if not task.done()]
+        world.tell()
+
+    @rule(name=SOMEBODY, patience=st.sampled_from([0, 1, 4]))
+    def stop_waiting_for_the_end(self, name: str, patience: int) -> None:
+        connection = self.world.people[name].connection
+        if connection is not None and connection.session is not None:
+            waiting = self.world.loop.create_task(asyncio.wait_for(connection.session.ended, 1))
+            waiting.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self.world.run(steps(patience))
+            waiting.cancel()
+            self.world.run(steps(1))
+            self.world.tell()
 
     # --- LiveKit -----------------------------------------------------------------------------------------------------
 
