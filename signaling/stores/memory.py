@@ -2,14 +2,21 @@
 
 import asyncio
 import heapq
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from sys import intern
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from signaling.core.conclusions import Announcement
 from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Kept, Listener, Record, Store
+
+if TYPE_CHECKING:
+    from signaling.messages.moderation import Outcome
 
 
 class Turns:
@@ -47,12 +54,41 @@ class KeptKeys:
         return known
 
 
+class _KeptEntry:
+    """An audit entry, where outcomes that are alike are kept as one: a room-wide command has one for each person."""
+
+    __slots__ = ("_alike", "_entry")
+
+    def __init__(self, entry: AuditEntry) -> None:
+        alike: dict[tuple[object, ...], tuple[Outcome, array[int], list[str]]] = {}
+        for place, outcome in enumerate(entry.outcomes):
+            said = tuple(value for name, value in outcome if name != "participant")
+            _, places, people = alike.setdefault(said, (outcome, array("I"), []))
+            places.append(place)
+            people.append(intern(str(outcome.participant)))
+        self._alike = tuple(alike.values())
+        self._entry = replace(entry, outcomes=())
+
+    @property
+    def command_id(self) -> CommandId:
+        return self._entry.command_id
+
+    def entry(self) -> AuditEntry:
+        """As it was."""
+        outcomes = {
+            place: outcome.model_copy(update={"participant": participant})
+            for outcome, places, people in self._alike
+            for place, participant in zip(places, people, strict=True)
+        }
+        return replace(self._entry, outcomes=tuple(outcomes[place] for place in sorted(outcomes)))
+
+
 class MemoryStore(Store):
     """Meetings in this process' memory."""
 
     def __init__(self, *, audit_entries: int = 10_000) -> None:
         self._records: dict[RoomId, Record] = {}
-        self._audit: defaultdict[RoomId, deque[AuditEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
+        self._audit: defaultdict[RoomId, deque[_KeptEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
         self._kept = KeptKeys()
         self._listeners: list[Listener] = []
         self._turns = Turns()
@@ -84,7 +120,7 @@ class MemoryStore(Store):
             return False
         self._records[room] = record
         if audit is not None:
-            self._audit[room].append(audit)
+            self._audit[room].append(_KeptEntry(audit))
         commit = Commit(record, tuple(announcements))
         for listener in self._listeners:
             listener(commit)
@@ -109,7 +145,7 @@ class MemoryStore(Store):
             start = ids.index(before) + 1
         else:
             start = len(entries)  # it was dropped, and so were those before it
-        return tuple(entries[start : start + limit])
+        return tuple(kept.entry() for kept in entries[start : start + limit])
 
     async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
         """Whether an entry of this command is kept."""

@@ -288,6 +288,16 @@ async def test_the_audit_is_newest_first(store: Store) -> None:
     assert await store.audit(BOARD, limit=10) == (entry(3), entry(2), entry(1))
 
 
+async def test_an_entry_about_many_people_comes_back_as_it_was(store: Store) -> None:
+    outcomes = [Outcome(participant=f"p{number:04}", outcome="restricted") for number in range(1_000)]
+    outcomes[7] = Outcome(participant="p0007", outcome="failed", error="livekit_rejected")
+    outcomes[500] = Outcome(participant="p0500", outcome="unrestricted", detail="cannot_publish_again")
+    outcomes.append(Outcome(participant="a", outcome="restricted"))
+    written = replace(entry(1), outcomes=tuple(outcomes))
+    await store.write(record(1), audit=written)
+    assert await store.audit(BOARD, limit=1) == (written,)
+
+
 async def test_the_audit_is_of_one_meeting(store: Store) -> None:
     await write_entries(store, 1, 3)
     await write_entries(store, 2, 4, room=OTHER)
