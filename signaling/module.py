@@ -256,7 +256,8 @@ class ModerationModule:
 
     async def _keep_place(self, session: Session) -> None:
         """An older session may have given way to one that came to nothing: then the place is kept for the grace."""
-        if session.id in (await session.meeting.record()).state.members:
+        member = (await session.meeting.record()).state.members.get(session.id)
+        if member is not None and member.returns_until is None:
             await session.meeting.lose_connections({session.id: lambda: not self._has_session(session)})
 
     def _has_session(self, session: Session) -> bool:

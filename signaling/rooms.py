@@ -959,15 +959,14 @@ class Meeting:
 
         The time to come back begins anew when nobody could be let in at once; whoever is being let in has come back.
         """
-        away = {
-            who: member.returns_until
-            for who, member in state.members.items()
-            if member.returns_until is not None and not self._is_arriving(who)
-        }
+        away = {who: member.returns_until for who, member in state.members.items() if member.returns_until is not None}
         if not away:
             return {}
         held_up_until = self._entrance.held_up_at() + self._rules.grace_s
-        return {who: max(until, min(held_up_until, until + MOST_EXTENDED_S)) for who, until in away.items()}
+        return {
+            who: math.inf if self._is_arriving(who) else max(until, min(held_up_until, until + MOST_EXTENDED_S))
+            for who, until in away.items()
+        }
 
     def _look_at_the_time(self, due_at: float) -> None:
         self._timer = None

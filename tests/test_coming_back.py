@@ -1,6 +1,7 @@
 """People whose connections break, one or all of them at once, and how long their places are kept."""
 
 import asyncio
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,25 @@ async def test_who_is_being_let_in_has_come_back(fake: FakeRoomService) -> None:
             joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
             await until(lambda: bool(meeting.module._entrance._waiting_since))
             clock.now += GRACE_S + MOST_EXTENDED_S + 1
-            assert meeting_here._places_end((await meeting_here.record()).state) == {}
+            assert meeting_here._places_end((await meeting_here.record()).state) == {bob.id: math.inf}
         await joining
         assert alice.told("left", "control") == []
+
+
+async def test_who_gives_up_coming_back_is_away_as_before(fake: FakeRoomService) -> None:
+    clock = Clock()
+    async with meeting_on_fake(fake, clock=clock, moderation_disconnect_grace_s=GRACE_S) as meeting:
+        alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
+        await bob.session.disconnect()
+        meeting_here = looked_after(meeting)
+        async with meeting_here._line:
+            joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
+            await until(lambda: bool(meeting.module._entrance._waiting_since))
+            meeting_here._arm((await meeting_here.record()).state)
+            joining.cancel()
+            await asyncio.wait({joining})
+        clock.now += GRACE_S
+        assert (await alice.until_told("left", "control"))["id"] == "bob"
 
 
 async def test_places_are_not_kept_for_ever_because_others_wait(fake: FakeRoomService) -> None:

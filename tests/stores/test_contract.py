@@ -12,7 +12,7 @@ from signaling.core.conclusions import Announcement, Everyone
 from signaling.core.decisions import Decision
 from signaling.core.participants import Source
 from signaling.core.state import Restricted
-from signaling.identifiers import CommandId, RoomId
+from signaling.identifiers import CommandId, ParticipantId, RoomId
 from signaling.messages import livekit
 from signaling.messages.moderation import Outcome
 from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
@@ -289,10 +289,10 @@ async def test_the_audit_is_newest_first(store: Store) -> None:
 
 
 async def test_an_entry_about_many_people_comes_back_as_it_was(store: Store) -> None:
-    outcomes = [Outcome(participant=f"p{number:04}", outcome="restricted") for number in range(1_000)]
-    outcomes[7] = Outcome(participant="p0007", outcome="failed", error="livekit_rejected")
-    outcomes[500] = Outcome(participant="p0500", outcome="unrestricted", detail="cannot_publish_again")
-    outcomes.append(Outcome(participant="a", outcome="restricted"))
+    outcomes = [Outcome(participant=ParticipantId(f"p{number:04}"), outcome="restricted") for number in range(1_000)]
+    outcomes[7] = Outcome(participant=ParticipantId("p0007"), outcome="failed", error="livekit_rejected")
+    outcomes[500] = Outcome(participant=ParticipantId("p0500"), outcome="unrestricted", detail="cannot_publish_again")
+    outcomes.append(Outcome(participant=ParticipantId("a"), outcome="restricted"))
     written = replace(entry(1), outcomes=tuple(outcomes))
     await store.write(record(1), audit=written)
     assert await store.audit(BOARD, limit=1) == (written,)
