@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from weakref import WeakSet, WeakValueDictionary
@@ -642,7 +642,7 @@ class Reconciler:
         log.info("drift_repaired", room=found.room, participant=found.identity, cause=cause)
         self._on_drift(found, call.sources if isinstance(call, Allow) else ())
 
-    async def _look_for_bypasses(self, presences: Iterable[Presence]) -> None:
+    async def _look_for_bypasses(self, presences: Sequence[Presence]) -> None:
         state, now = await self._read(), asyncio.get_running_loop().time()
         for presence in presences:
             for track in bypassing(state, presence):
@@ -760,9 +760,11 @@ class Reconciler:
                 finding = Finding.AGREED if place in self._roster else Finding.ABSENT
                 await self.note_drift(before, finding, cause)
         await self._look_for_bypasses(
-            presence
-            for presence in self._roster.values()
-            if people is None or owner_of(presence.identity, state) in people
+            [
+                presence
+                for presence in self._roster.values()
+                if people is None or owner_of(presence.identity, state) in people
+            ]
         )
         self._retry_later(waiting)  # until nobody else has the screen any more
         if not silent:

@@ -170,6 +170,7 @@ async def test_who_gives_up_coming_back_is_away_as_before(fake: FakeRoomService)
             meeting_here._arm((await meeting_here.record()).state)
             joining.cancel()
             await asyncio.wait({joining})
+        await until(lambda: not meeting.module._joining)
         clock.now += GRACE_S
         assert (await alice.until_told("left", "control"))["id"] == "bob"
 
