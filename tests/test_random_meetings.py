@@ -590,6 +590,36 @@ class World:
             problem = problem_with(state, presence, removes_unknown=removes_unknown)
             self.check(problem is None, f"{info.identity} in {room} {problem}: {presence}")
 
+    def check_shown(self, state: MeetingState) -> None:
+        """Moderators see whoever LiveKit lists in the rooms in use, members or not, with what they may publish."""
+        shown = self.run(self.module.state(ROOM))
+        seen = {
+            presence_of(LiveKitRoom(room), info)
+            for room, info in self.in_livekit()
+            if room in state.rooms and owner_of(Identity(info.identity), state) == info.identity
+        }
+        members = {person.participant for person in shown.participants if person.in_livekit}
+        at_home = {
+            presence.identity for presence in seen if state.room_of(ParticipantId(presence.identity)) == presence.room
+        }
+        self.check(members == at_home, f"{members} are shown in LiveKit, and {at_home} are there")
+        strangers = {stranger.identity: set(stranger.may_publish) for stranger in shown.strangers}
+        unknown = {
+            (presence.room, presence.identity): {source.value for source in presence.permission.allowed()}
+            for presence in seen
+            if ParticipantId(presence.identity) not in state.members
+        }
+        used = {identity for room, identity in unknown if room in state.rooms_in_use()}
+        there = {identity for _, identity in unknown} - state.departed - state.bans
+        # Where nobody belongs nobody looks, but at whom they know of.
+        self.check(used <= strangers.keys() <= there, f"{strangers} are shown as strangers, and {unknown} are there")
+        for (_, identity), may_publish in unknown.items():
+            if identity in used and len([place for place in unknown if place[1] == identity]) == 1:
+                self.check(strangers[identity] == may_publish, f"{identity} is shown with {strangers[identity]}")
+        for person in shown.participants:
+            member = state.members[person.participant]
+            self.check(person.hand_is_up == member.hand_is_up, f"{person} is shown for {member}")
+
     def _check_gifts(self, state: MeetingState, info: models.ParticipantInfo) -> None:
         """Whoever never joined may publish what they came with, less what is taken away, and nothing else."""
         presence = presence_of(LiveKitRoom(info.identity), info)
@@ -1051,6 +1081,7 @@ class RandomMeetings(RuleBasedStateMachine):
             world.check_rooms(set())
         else:
             world.check_livekit(record.state, removes_unknown=self.removes_unknown)
+            world.check_shown(record.state)
             world.check_story(record)
         world.tell()
 
