@@ -493,7 +493,7 @@ class ModerationModule:
         Raises:
             StoreError: The store does not answer, and nobody may be let in.
         """
-        return await self._store.keep_once(Kept.TICKET, ticket, until=until, now=self._clock())
+        return await self._store.keep_once(Kept.TICKET, ticket, until=until, now=self._earliest_now())
 
     async def check_store(self) -> None:
         """Return if the store can be written; raises `StoreError` if not."""
@@ -729,7 +729,8 @@ class ModerationModule:
         if webhook.notice is None:
             return  # once or twice, nothing follows from it
         try:
-            is_first = await self._store.keep_once(Kept.WEBHOOK, webhook.id, until=webhook.until, now=self._clock())
+            now = self._earliest_now()
+            is_first = await self._store.keep_once(Kept.WEBHOOK, webhook.id, until=webhook.until, now=now)
         except StoreError as error:  # what LiveKit reports is looked at all the same: that protects more
             log.warning("webhook_not_kept", error=str(error))
             return
@@ -785,6 +786,15 @@ class ModerationModule:
         """Now, in seconds since the epoch; never before what it was the last time."""
         self._last_timestamp = max(self._last_timestamp, self._clock())
         return self._last_timestamp
+
+    def _earliest_now(self) -> float:
+        """
+        The time at which nothing that others have signed is over before it is.
+
+        That is checked by the system's clock, which may be stepped: what was used must stay known for as long as it
+        might be valid again.
+        """
+        return min(self._clock(), self._wall_clock())
 
     def _on_commit(self, commit: Commit) -> None:
         state = commit.record.state
