@@ -599,15 +599,20 @@ class Meeting:
                 later.append(late)
         if effect.is_held:
             self.reconciler.doubt([who for who, finding in findings.items() if finding is Finding.UNANSWERED])
+        meant = {place: who for place, who in places.items() if place not in held and place[0] not in silent}
         self.reconciler.mute_also(
-            {
-                place: partial(self._tell_of_late_mute, decision, who)
-                for place, who in places.items()
-                if place not in held and place[0] not in silent
-            },
-            sources,
+            {place: partial(self._tell_of_late_mute, decision, who) for place, who in meant.items()}, sources
         )
+        for place, who in meant.items():
+            # Who was dealt with at once may have begun to publish while others still were.
+            begun = self._live_sids(place, sources) - _sids(before.get(place))
+            if begun:
+                later.append(partial(self._mute_late, decision, place, who, sources, begun, is_held=False))
         return Seen(findings, silenced, tuple(later))
+
+    def _live_sids(self, place: Place, sources: frozenset[Source]) -> frozenset[TrackSid]:
+        presence = self.reconciler.presence(*place)
+        return frozenset() if presence is None else frozenset(map(_sid, _live(presence, sources)))
 
     def _tell_of_late_mute(self, decision: Decision, who: ParticipantId, sources: frozenset[Source]) -> None:
         told = tuple(mute_announcements(who, decision.moderator, sources))
@@ -1205,6 +1210,10 @@ OVER: Final = Refusal("insufficient_permissions")
 
 def _sid(track: Track) -> TrackSid:
     return track.sid
+
+
+def _sids(presence: Presence | None) -> frozenset[TrackSid]:
+    return frozenset() if presence is None else frozenset(map(_sid, presence.tracks))
 
 
 def _concerned(decision: Decision, state: MeetingState) -> frozenset[ParticipantId]:

@@ -378,6 +378,29 @@ async def test_a_mute_that_had_no_effect_since_no_media_had_come_is_repeated(
     await until(lambda: meeting.is_muted(bob, sid))
 
 
+async def test_what_is_published_while_others_are_still_being_muted_is_muted_too(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, carol = (
+        await meeting.join("alice", Role.MODERATOR),
+        await meeting.join("bob"),
+        await meeting.join("carol"),
+    )
+    heard = meeting.fake.publish(ROOM, "carol", "microphone")
+    await post.deliver_all()
+    with meeting.fake.hang(method="MutePublishedTrack", identity="carol") as hanging:
+        muting = asyncio.create_task(alice.outcomes("force_mute", participants=["bob", "carol"]))
+        await hanging.hit()
+        sid = meeting.fake.publish(ROOM, "bob", "microphone")
+        await post.deliver_all()
+        reconciler = meeting.module._meetings[meeting.room].reconciler
+        await until(lambda: any(track.sid == sid for each in reconciler.roster for track in each.tracks))
+    assert await muting == {"bob": "no_track", "carol": "muted"}
+    await until(lambda: meeting.is_muted(bob, sid))
+    await bob.until_told("force_muted")
+    assert meeting.is_muted(carol, heard)
+
+
 async def test_what_comes_later_is_theirs_to_publish(meeting: MeetingOnFake, post: Post) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     await post.deliver_all()
