@@ -477,7 +477,7 @@ class ModerationModule:
             record = await self._store.read(room)
         except StoreError:
             return False
-        return record is not None and participant in record.state.bans
+        return record is not None and record.state.is_banned(participant)
 
     async def use_ticket(self, ticket: str, *, until: float) -> bool:
         """

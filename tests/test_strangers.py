@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from livekit.protocol import models
 
-from signaling import Kind, Role, StoreError
+from signaling import Kind, ParticipantBanned, Role, StoreError
 from signaling.core.conclusions import Announcement
-from signaling.identifiers import BreakoutId
+from signaling.identifiers import BreakoutId, parse_participant_id
 from signaling.messages import moderation
 from signaling.stores.contract import AuditEntry, Record
 from signaling.stores.memory import MemoryStore
@@ -199,6 +199,39 @@ async def test_a_second_session_of_a_member_is_still_removed(sweeping: MeetingOn
     sweeping.fake.join(ROOM, "bobby#x")
     await until(lambda: "bob#x" not in sweeping.fake.permissions(ROOM))
     assert "bobby#x" in sweeping.fake.permissions(ROOM)
+
+
+async def test_nobody_is_the_controller_by_being_called_so(sweeping: MeetingOnFake) -> None:
+    await sweeping.join("alice", Role.MODERATOR)
+    sweeping.fake.join(ROOM, "controller")
+    sweeping.fake.publish(ROOM, "controller", "microphone")
+
+    async def comes_to(action: str, **fields: object) -> dict[str, str]:
+        result = await sweeping.module.command(ROOM, "livekit_moderation", {"action": action, **fields})
+        return {outcome.participant: outcome.outcome for outcome in result.outcomes}
+
+    assert await comes_to("mute", everyone_except=[]) == {"alice": "exempt", "controller": "muted"}
+    assert await comes_to("kick", participants=["controller"]) == {"controller": "removed"}
+    assert "controller" not in sweeping.fake.permissions(ROOM)
+
+
+async def test_a_ban_refuses_joining_by_any_form_of_an_id(sweeping: MeetingOnFake) -> None:
+    alice = await sweeping.join("alice", Role.MODERATOR)
+    upper = "0B1F9F6E-6A3C-4B8E-9C53-8D5F1F7F2A10"
+    sweeping.fake.join(ROOM, upper)
+    assert await alice.comes_to("kick", participants=[upper], ban=True) == {upper: "banned"}
+    with pytest.raises(ParticipantBanned):
+        await sweeping.join(upper.lower())
+    assert await sweeping.module.is_banned(ROOM, parse_participant_id(upper))
+    assert await alice.comes_to("unban", participants=[upper]) == {upper: "unrestricted"}
+    await sweeping.join(upper.lower())
+
+
+async def test_nobody_publishes_by_the_name_of_a_popout(sweeping: MeetingOnFake) -> None:
+    bob = await sweeping.join("bob")
+    await bob.send("request_popout_stream_access_token")
+    sweeping.fake.join(ROOM, "bob-popout1", permission=EVERYTHING)
+    await until(lambda: not sweeping.fake.may_publish(ROOM, "bob-popout1", "camera"))
 
 
 # --- People of the meeting ---------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def _decide_for_host(
 ) -> Decision | Refusal:
     match command:
         case Enter(participant, knows_moderation):
-            if participant.id in state.bans:
+            if state.is_banned(participant.id):
                 return Refusal("banned")
             changes = tuple(_enter(state, participant, now, knows_moderation=knows_moderation))
             return Decision(command_id, "join", participant.id, now, changes, holds=True)
@@ -441,7 +441,7 @@ def _mute(
     if command.participants is not None:
         targets, unknown = _known(state, command.participants, strangers)
     else:
-        spared = people((action.sender, *(command.everyone_except or ())), state, strangers)
+        spared = people(command.everyone_except or (), state, strangers) | _themselves(action.sender)
         exempt = frozenset(
             who for who in state.members if who in spared or state.is_moderator(who) or not obeys_room(who, state)
         )
@@ -503,7 +503,7 @@ def _kick(
     state: MeetingState, action: Decision, command: moderation.Kick, strangers: Collection[ParticipantId]
 ) -> Decision:
     named = people(command.participants, state, strangers)
-    exempt = named & {action.sender}
+    exempt = named & _themselves(action.sender)
     targets = (named & {*strangers, *state.departed, *state.members}) - exempt
     departed = [Departed(who, action.at, "banned" if command.ban else "kicked") for who in sorted(targets)]
     return replace(
@@ -624,6 +624,11 @@ def _known(
     meant = people(named, state, strangers)
     known = frozenset(who for who in meant if who in strangers or who in state.members)
     return known, meant - known
+
+
+def _themselves(sender: ParticipantId) -> frozenset[ParticipantId]:
+    """Who gives a command, as somebody whom it might concern; the host is nobody, whoever bears its name in LiveKit."""
+    return frozenset() if sender == CONTROLLER else frozenset({sender})
 
 
 def _about(sources: set[Source]) -> Agree:

@@ -96,7 +96,8 @@ def call_for(
     if _must_go(state, presence, remove_unknown=remove_unknown):
         return Remove(presence.room, presence.identity)
     if _issued_popout(presence.identity, state) is not None:
-        return None
+        # Ours only watch; by the same name, a token of somebody else's may say more.
+        return Allow(presence.room, presence.identity, ()) if presence.permission.can_publish else None
     allowed, has = allowable(state, presence, roster), presence.permission
     if has.allows_exactly(allowed) if _is_ruled(state, presence) else has.allowed() == allowed:
         return None

@@ -16,6 +16,7 @@ from signaling.identifiers import (
     RoomId,
     TrackSid,
     livekit_room,
+    normalised,
 )
 from signaling.messages.control import LeaveReason
 
@@ -255,6 +256,10 @@ class MeetingState:
     def is_moderator(self, participant: ParticipantId) -> bool:
         """Whether they may command now."""
         return participant in self.members and self.role_of(participant) is Role.MODERATOR
+
+    def is_banned(self, participant: ParticipantId) -> bool:
+        """Whether they may not come in; who was in LiveKit alone may have been banned by another form of their id."""
+        return participant in self.bans or any(normalised(banned) == participant for banned in self.bans)
 
     @property
     def goes_on(self) -> bool:

@@ -137,8 +137,12 @@ WITH_POPOUT = after(RESTRICTED, (BOB, POPOUT))
 
 
 def test_an_issued_popout_is_left_alone() -> None:
-    assert plan(WITH_POPOUT, [present("bob-popout1", is_service=True), present("bob-popout1", *ALL)]) == []
+    assert plan(WITH_POPOUT, [present("bob-popout1", is_service=True), present("bob-popout1")]) == []
     assert plan(WITH_POPOUT, [present("bob-popout1")], remove_unknown=True) == []
+
+
+def test_a_popout_that_may_publish_is_not_as_it_was_issued() -> None:
+    assert plan(WITH_POPOUT, [present("bob-popout1", *ALL)]) == [Allow(MAIN, Identity("bob-popout1"), ())]
 
 
 @pytest.mark.parametrize(
