@@ -24,6 +24,7 @@ from signaling.core.state import (
     Moved,
     Popout,
     PopoutIssued,
+    PresenterSet,
     Restricted,
     RoomDeleted,
     Unrestricted,
@@ -1034,3 +1035,24 @@ async def test_a_late_mute_outlasts_a_livekit_that_is_away(meeting: OnFake) -> N
     await until(lambda: not meeting.media.answering)
     await meeting.fake.online()
     assert await muting
+
+
+# --- Whom it must not forget, and what it must not touch ----------------------------------------------------------
+
+
+async def test_who_must_wait_for_the_screen_is_looked_at_again(meeting: OnFake) -> None:
+    meeting.decide(PresenterSet(BOB))
+    meeting.rejoin(BOB, NOTHING)  # Carol has the screen still
+    await meeting.look()
+    assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.SETTLING
+    assert not meeting.may(BOB, "screen_share")
+    assert meeting.reconciler.is_settling(BOB)
+
+
+async def test_a_late_stop_touches_no_track_that_was_published_since(meeting: OnFake) -> None:
+    meeting.fake.publish(ROOM, BOB, "microphone")
+    await meeting.look()
+    before = frozenset({TrackSid("TR_before")})
+    assert await meeting.reconciler.stop(place(BOB), MICROPHONE, before) is Finding.NO_TRACK
+    assert meeting.methods() == []
+    assert len(meeting.fake.participant(ROOM, BOB).tracks) == 1

@@ -408,3 +408,15 @@ async def test_who_comes_again_before_their_leaving_is_written_was_never_away(fa
         assert not newer.session.is_over
         assert carol.told("left", "control") == []
         assert "bob" in fake.permissions(ROOM)
+
+
+async def test_nothing_is_decided_for_a_meeting_that_ended_while_livekit_was_asked(meeting: MeetingOnFake) -> None:
+    await meeting.join("alice", Role.MODERATOR)
+    ban = {"action": "kick", "participants": ["dave"], "ban": True}
+    with meeting.fake.hang(method="ListParticipants", times=1) as hanging:  # whether Dave is in LiveKit alone
+        banning = asyncio.create_task(meeting.module.command(ROOM, "livekit_moderation", ban))
+        await hanging.hit()
+        await meeting.module.close_room(ROOM)
+    with pytest.raises(NoSuchMeeting):
+        await banning
+    await meeting.join("dave")

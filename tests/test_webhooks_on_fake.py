@@ -330,6 +330,18 @@ async def test_drift_that_livekit_would_not_mend_at_first_is_told_when_it_is(
     assert metrics.REPAIRS.labels("participant_joined")._value.get() == repaired + 1
 
 
+async def test_drift_counts_as_repaired_too_when_only_livekits_answer_was_lost(
+    meeting: MeetingOnFake, post: Post
+) -> None:
+    alice, bob, token = await restricted(meeting)
+    lost = meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob", times=1, takes_effect=True)
+    with lost:
+        meeting.enter(bob, token)
+        await post.deliver_all()
+        assert (await alice.until_told("drift_repaired", "livekit_moderation"))["participant"] == "bob"
+    assert not meeting.may(bob)
+
+
 async def test_what_is_right_again_by_another_decision_was_not_repaired(meeting: MeetingOnFake, post: Post) -> None:
     alice, bob, token = await restricted(meeting)
     with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refused:
