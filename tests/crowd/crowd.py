@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Required, Self, TypeAlias, TypedDict, Unpack
 
+import jwt
+
 from signaling.errors import MediaServerFailed
 from signaling.livekit.building import Progress, build_once, cache_directory, failure, find_go, run
 from signaling.testing.child import Child
@@ -32,6 +34,7 @@ EventName: TypeAlias = Literal[
     "leave",  # LiveKit ended the session, and says why
     "closed",  # LiveKit closed the signaling without a word; media goes on
     "participant",  # about somebody else, for who watches
+    "ended",  # a stream, by LiveKit or by itself
 ]
 
 
@@ -121,17 +124,14 @@ class Event:
     reason: str = ""
 
 
-class Member:
-    """Somebody in the crowd. Every method raises `ParticipantProcessDied` when the program is no more."""
+class _Somebody:
+    """What members and streams have in common."""
 
     def __init__(self, crowd: "Crowd", number: int, url: str) -> None:
-        """Made by `Crowd.join`."""
         self._crowd = crowd
         self._number = number
         self._url = url
-        self._behaviour: dict[str, object] = {}
-        self._identity = self._sid = self._refresh_token = ""
-        self._tracks: list[str] = []
+        self._identity = self._sid = ""
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
@@ -146,62 +146,13 @@ class Member:
         return self._sid
 
     @property
-    def tracks(self) -> tuple[str, ...]:
-        """The sids of what it publishes, oldest first."""
-        return tuple(self._tracks)
-
-    @property
-    def refresh_token(self) -> str:
-        """The last token that LiveKit gave it to come back with; empty before there was one."""
-        return self._refresh_token
-
-    @property
     def events(self) -> tuple[Event, ...]:
         """All that it was told, oldest first."""
         return tuple(self._events)
 
-    async def publish(self, publication: Publication | str) -> str:
-        """
-        Publish one more track, and return its sid.
-
-        Raises:
-            PublishRefused: LiveKit says that it may not.
-
-        """
-        answer = await self._ask("publish", publish=[_explicit(publication)])
-        return str(answer["tracks"][0])
-
-    async def unpublish(self, track_sid: str) -> None:
-        """End its own track."""
-        await self._ask("unpublish", track_sid=track_sid)
-
-    async def mute(self, track_sid: str) -> None:
-        """Mute its own track; returns when LiveKit was told so."""
-        await self._ask("mute", track_sid=track_sid, muted=True)
-
-    async def unmute(self, track_sid: str) -> None:
-        """Unmute its own track, whoever muted it; returns when LiveKit was told so."""
-        await self._ask("mute", track_sid=track_sid, muted=False)
-
     async def leave(self) -> None:
         """Leave the room."""
         await self._ask("leave")
-
-    async def rejoin(self, token: str, **behaviour: Unpack[Behaviour]) -> None:
-        """
-        Leave, if it has not left, and join with this token; `publish` apart, what is not said is as before.
-
-        Who may not publish everything is out again, but for who publishes again always.
-
-        Raises:
-            JoinRefused: LiveKit did not let it in.
-            PublishRefused: It may not publish that.
-
-        """
-        self._tracks.clear()
-        publish = [_explicit(publication) for publication in behaviour.get("publish", ())]
-        self._behaviour |= {"answers_offers": True, **self._behaviour, **behaviour, "publish": publish}
-        await self._ask("join", url=self._url, token=token, **self._behaviour)
 
     async def wait_for(
         self,
@@ -236,17 +187,8 @@ class Member:
 
     def _take(self, told: dict[str, Any]) -> None:
         """Learn from a line of the program's."""
-        match told["event"]:
-            case "joined":
-                self._identity, self._sid = told["identity"], told.pop("sid")
-            case "published":
-                self._tracks.append(told["track_sid"])
-            case "unpublished" if told["track_sid"] in self._tracks:
-                self._tracks.remove(told["track_sid"])
-            case "refresh_token":
-                self._refresh_token = told.pop("token")
-            case _:
-                pass
+        if told["event"] == "joined":
+            self._identity, self._sid = told.get("identity", self._identity), told.pop("sid")
         tracks = tuple(Track(**track) for track in told.pop("tracks", ()))
         sources = tuple(told.pop("sources", ()))
         self._events.append(Event(name=told.pop("event"), tracks=tracks, sources=sources, **told))
@@ -260,6 +202,92 @@ class Member:
         return await self._crowd.ask(operation, _CALL_S, member=self._number, arguments=arguments)
 
 
+class Member(_Somebody):
+    """Somebody in the crowd. Every method raises `ParticipantProcessDied` when the program is no more."""
+
+    def __init__(self, crowd: "Crowd", number: int, url: str) -> None:
+        """Made by `Crowd.join`."""
+        super().__init__(crowd, number, url)
+        self._behaviour: dict[str, object] = {}
+        self._refresh_token = ""
+        self._tracks: list[str] = []
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """The sids of what it publishes, oldest first."""
+        return tuple(self._tracks)
+
+    @property
+    def refresh_token(self) -> str:
+        """The last token that LiveKit gave it to come back with; empty before there was one."""
+        return self._refresh_token
+
+    async def publish(self, publication: Publication | str) -> str:
+        """
+        Publish one more track, and return its sid.
+
+        Raises:
+            PublishRefused: LiveKit says that it may not.
+
+        """
+        answer = await self._ask("publish", publish=[_explicit(publication)])
+        return str(answer["tracks"][0])
+
+    async def unpublish(self, track_sid: str) -> None:
+        """End its own track."""
+        await self._ask("unpublish", track_sid=track_sid)
+
+    async def mute(self, track_sid: str) -> None:
+        """Mute its own track; returns when LiveKit was told so."""
+        await self._ask("mute", track_sid=track_sid, muted=True)
+
+    async def unmute(self, track_sid: str) -> None:
+        """Unmute its own track, whoever muted it; returns when LiveKit was told so."""
+        await self._ask("mute", track_sid=track_sid, muted=False)
+
+    async def rejoin(self, token: str, **behaviour: Unpack[Behaviour]) -> None:
+        """
+        Leave, if it has not left, and join with this token; `publish` apart, what is not said is as before.
+
+        Who may not publish everything is out again, but for who publishes again always.
+
+        Raises:
+            JoinRefused: LiveKit did not let it in.
+            PublishRefused: It may not publish that.
+
+        """
+        self._tracks.clear()
+        publish = [_explicit(publication) for publication in behaviour.get("publish", ())]
+        self._behaviour |= {"answers_offers": True, **self._behaviour, **behaviour, "publish": publish}
+        await self._ask("join", url=self._url, token=token, **self._behaviour)
+
+    def _take(self, told: dict[str, Any]) -> None:
+        match told["event"]:
+            case "published":
+                self._tracks.append(told["track_sid"])
+            case "unpublished" if told["track_sid"] in self._tracks:
+                self._tracks.remove(told["track_sid"])
+            case "refresh_token":
+                self._refresh_token = told.pop("token")
+            case _:
+                pass
+        super()._take(told)
+
+
+class Stream(_Somebody):
+    """
+    What somebody streams in by WHIP: published once, when it comes, and told nothing by LiveKit but that it has ended.
+
+    Its identity is that of its token, which LiveKit does not repeat.
+    """
+
+    async def begin(self, token: str, publish: Sequence[Publication | str]) -> None:
+        """Made by `Crowd.stream`."""
+        self._identity = jwt.decode(token, options={"verify_signature": False})["sub"]
+        published = [_explicit(publication) for publication in publish]
+        await self._ask("stream", url=self._url, token=token, publish=published)
+
+
 class Crowd(Child):
     """
     The program, built when it must be, and everybody in it. It ends with this process, however that ends.
@@ -270,7 +298,7 @@ class Crowd(Child):
     def __init__(self) -> None:
         """Start nothing yet."""
         super().__init__("the crowd has left", JoinRefused, PublishRefused)
-        self._members: list[Member] = []
+        self._members: list[Member | Stream] = []
 
     async def __aenter__(self) -> Self:
         """
@@ -301,6 +329,24 @@ class Crowd(Child):
         self._members.append(member)
         await member.rejoin(token, **behaviour)
         return member
+
+    async def stream(self, url: str, token: str, publish: Sequence[Publication | str]) -> Stream:
+        """
+        Let somebody stream in by WHIP; returns when LiveKit takes their media, though it may throw them away.
+
+        LiveKit takes all sound for a microphone, and every picture for a camera, whatever else they may be called here.
+
+        Args:
+            url: Of LiveKit, in ws form.
+
+        Raises:
+            JoinRefused: LiveKit did not let them in.
+
+        """
+        stream = Stream(self, len(self._members), url)
+        self._members.append(stream)
+        await stream.begin(token, publish)
+        return stream
 
     async def join_many(self, joins: Iterable[Join], *, at_once: int = 8) -> Sequence[Member]:
         """`join` for each of them, so many at a time; they are returned in this order."""

@@ -48,12 +48,13 @@ type crowd struct {
 	lines   chan []byte
 	mutex   sync.Mutex
 	members map[int]*member
+	streams map[int]*stream
 }
 
 func main() {
 	log.SetFlags(0)
 	runtime.GOMAXPROCS(1) // with more we take LiveKit's core, which then loses clients in bursts; waking threads costs us as much
-	c := &crowd{lines: make(chan []byte, linesAhead), members: map[int]*member{}}
+	c := &crowd{lines: make(chan []byte, linesAhead), members: map[int]*member{}, streams: map[int]*stream{}}
 	go func() {
 		for line := range c.lines {
 			_, err := os.Stdout.Write(line)
@@ -87,8 +88,14 @@ func (c *crowd) answer(asked request) {
 
 func (c *crowd) do(asked request) ([]string, error) {
 	c.mutex.Lock()
-	m := c.members[asked.Member]
+	m, s := c.members[asked.Member], c.streams[asked.Member]
 	c.mutex.Unlock()
+	switch {
+	case asked.Op == "stream":
+		return nil, c.stream(asked.Member, asked.Arguments.options)
+	case s != nil && asked.Op == "leave":
+		return nil, s.leave()
+	}
 	if asked.Op == "join" {
 		if m != nil {
 			m.leave()
@@ -120,6 +127,13 @@ func (c *crowd) everybodyLeaves() {
 	var leaving sync.WaitGroup
 	for _, m := range c.members {
 		leaving.Go(m.leave)
+	}
+	for _, s := range c.streams {
+		leaving.Go(func() {
+			if err := s.leave(); err != nil {
+				log.Printf("stream %d: %v", s.number, err)
+			}
+		})
 	}
 	leaving.Wait()
 }

@@ -247,6 +247,46 @@ async def test_many_publishers_are_there_soon_and_none_is_lost(
     assert not [event for guest in guests for event in guest.events if event.name in {"closed", "leave", "unpublished"}]
 
 
+async def test_who_streams_in_is_heard_and_seen_until_they_leave(
+    server: EmbeddedServer, service: RoomService, crowd: Crowd, listener: MediaParticipant
+) -> None:
+    bob = await crowd.stream(server.url, token(server, "bob"), ["microphone", "camera"])
+    await listener.heard("bob")
+    assert await listener.level("bob") > 1000
+    await listener.seen("bob")
+    info = await listed(service, "bob", lambda info: len(info.tracks) == 2)
+    assert (bob.identity, bob.sid) == (info.identity, info.sid)
+    assert {track.source: track.name for track in info.tracks} == {
+        MICROPHONE: "synthesized-microphone",
+        CAMERA: "synthesized-camera",
+    }
+    await bob.leave()
+    await gone(service, "bob")
+    await bob.wait_for("ended")
+    await bob.leave()
+
+
+async def test_what_was_streamed_in_and_taken_away_does_not_come_again(
+    server: EmbeddedServer, service: RoomService, crowd: Crowd, listener: MediaParticipant
+) -> None:
+    bob = await crowd.stream(server.url, token(server, "bob"), ["microphone"])
+    await listener.heard("bob")
+    await permit(service, "bob", CAMERA)
+    await listener.silent("bob")
+    await permit(service, "bob", CAMERA, MICROPHONE)
+    with pytest.raises(WaitedInVain):
+        await listener.heard("bob", since=time.monotonic(), timeout_s=1)
+    await service.remove_participant(protocol.RoomParticipantIdentity(room=ROOM, identity="bob"))
+    removed = await bob.wait_for("ended")
+    await crowd.stream(server.url, token(server, "bob"), ["microphone"])
+    await listener.heard("bob", since=removed.at)
+
+
+async def test_nobody_streams_in_without_a_token_to_join(server: EmbeddedServer, crowd: Crowd) -> None:
+    with pytest.raises(JoinRefused, match="401: invalid token"):
+        await crowd.stream(server.url, participant_token(server.api_key, "x" * 40, ROOM, "bob"), ["microphone"])
+
+
 # --- Cheats -------------------------------------------------------------------------------------------------------
 
 
