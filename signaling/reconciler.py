@@ -583,7 +583,7 @@ class Reconciler:
             case "track_unpublished":
                 if known is not None and is_known and notice.track is not None:
                     self._published_at.pop(notice.track.sid, None)
-                    left = _without_track(known, notice.track)
+                    left = _learning_from(_without_track(known, notice.track), notice.track)
                     self._note(left)
                     await self._look_for_bypasses([left])  # sound may have lost its picture
                 return
@@ -595,7 +595,7 @@ class Reconciler:
             case "track_published" if known is not None and is_known and notice.track is not None:
                 others = _without_track(known, notice.track).tracks
                 self._published_at[notice.track.sid] = asyncio.get_running_loop().time()
-                self._note(replace(known, tracks=(*others, notice.track)))
+                self._note(_learning_from(replace(known, tracks=(*others, notice.track)), notice.track))
             case "track_published" if not await self._can_look_at(notice.room):
                 self.repair({await self._owner_of(notice.identity)})
                 return
@@ -800,6 +800,11 @@ def _sid(track: Track) -> TrackSid:
 
 def _without_track(presence: Presence, track: Track) -> Presence:
     return replace(presence, tracks=tuple(other for other in presence.tracks if other.sid != track.sid))
+
+
+def _learning_from(presence: Presence, track: Track) -> Presence:
+    """Somebody, with what their track tells of them: it may be gone before a list shows it."""
+    return replace(presence, publishes_once=presence.publishes_once or track.is_streamed_in)
 
 
 def _with_tracks(presence: Presence, only: frozenset[TrackSid]) -> Presence:

@@ -460,6 +460,39 @@ async def test_who_publishes_only_once_is_told_of_as_silent(
     assert result["outcomes"] == [{"participant": "phone", "outcome": "granted", "detail": "cannot_publish_again"}]
 
 
+async def test_who_streams_in_by_whip_is_told_of_as_silent(meeting: MeetingOnFake) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    for name in ("encoder", "caller"):
+        meeting.fake.join(ROOM, name, permission=EVERYTHING)
+    meeting.fake.publish(ROOM, "encoder", "microphone", name="synthesized-microphone")
+    meeting.fake.publish(ROOM, "caller", "microphone", name="microphone")
+    await alice.comes_to("restrict", source="microphone")
+    command = {"action": "unrestrict", "source": "microphone"}
+    silent = {"participant": "encoder", "outcome": "unrestricted", "detail": "cannot_publish_again"}
+    for result in (await alice.moderated("preview", command=command), await alice.moderated(**command)):
+        told = {outcome["participant"]: outcome for outcome in result["outcomes"]}
+        assert told["encoder"] == silent
+        assert told["caller"] == {"participant": "caller", "outcome": "unrestricted"}
+
+
+@pytest.mark.parametrize("reported", ["track_published", "track_unpublished"])
+async def test_a_stream_that_no_list_has_shown_is_known_by_what_was_reported_of_it(
+    meeting: MeetingOnFake, post: Post, reported: str
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    await alice.comes_to("restrict", source="microphone")
+    meeting.fake.join(ROOM, "encoder", permission=EVERYTHING)
+    joined = post.waiting.pop()
+    sid = meeting.fake.publish(ROOM, "encoder", "microphone", name="synthesized-microphone")
+    meeting.fake.unpublish(ROOM, "encoder", sid)  # as by a rule, before anybody looked
+    by_name = dict(zip(("track_published", "track_unpublished"), post.waiting[-2:], strict=True))
+    await post.deliver(joined)
+    await post.deliver(by_name[reported])
+    await until(lambda: not meeting.fake.may_publish(ROOM, "encoder", "microphone"))
+    result = await alice.moderated("unrestrict", source="microphone")
+    assert {"participant": "encoder", "outcome": "unrestricted", "detail": "cannot_publish_again"} in result["outcomes"]
+
+
 # --- Whom nobody waits for ---------------------------------------------------------------------------------------
 
 

@@ -15,12 +15,14 @@ class Track:
     Attributes:
         source: What the client says it is; `None` for LiveKit's "unknown".
         is_sound: By its MIME type, which is what is heard, whatever type the client declares.
+        is_streamed_in: Whether it came by WHIP, whose clients publish once.
     """
 
     sid: TrackSid
     source: Source | None
     muted: bool
     is_sound: bool
+    is_streamed_in: bool = False
 
     @property
     def counts_as(self) -> Source:

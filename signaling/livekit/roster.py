@@ -30,12 +30,17 @@ _KINDS: Final = MappingProxyType(
 
 _PUBLISH_ONCE: Final = frozenset({models.ParticipantInfo.Kind.INGRESS, models.ParticipantInfo.Kind.SIP})
 _STREAMED_IN: Final = "synthesized-"
-"""How LiveKit begins the names of tracks that came by WHIP."""
+"""
+How LiveKit begins the names of tracks that came by WHIP; nothing else tells of them.
+
+Source: livekit-server, `pkg/rtc/participant.go`, `synthesizeAddTrackRequests`.
+"""
 
 
 def presence_of(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
     """A participant in this room."""
     permission = info.permission
+    tracks = tuple(track_of(track) for track in info.tracks)
     return Presence(
         room=room,
         identity=Identity(info.identity),
@@ -45,11 +50,11 @@ def presence_of(room: LiveKitRoom, info: models.ParticipantInfo) -> Presence:
             sources=tuple(_SOURCES.get(source) for source in permission.can_publish_sources),
             whole=permission.SerializeToString(),
         ),
-        tracks=tuple(track_of(track) for track in info.tracks),
+        tracks=tracks,
         kind=_KINDS.get(info.kind, LiveKitKind.STANDARD),
         is_hidden=permission.hidden or permission.recorder,
         joined_at_ms=info.joined_at_ms or info.joined_at * 1_000,
-        publishes_once=info.kind in _PUBLISH_ONCE or any(track.name.startswith(_STREAMED_IN) for track in info.tracks),
+        publishes_once=info.kind in _PUBLISH_ONCE or any(track.is_streamed_in for track in tracks),
     )
 
 
@@ -60,4 +65,5 @@ def track_of(info: models.TrackInfo) -> Track:
         source=_SOURCES.get(info.source),
         muted=info.muted,
         is_sound=info.mime_type.startswith("audio/") or info.type == models.TrackType.AUDIO,
+        is_streamed_in=info.name.startswith(_STREAMED_IN),
     )

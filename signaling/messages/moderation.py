@@ -295,7 +295,7 @@ class Outcome(Message):
     """
     What a command came to for one person.
 
-    Who `cannot_publish_again` may, and will not: telephones and gateways publish once, when they come.
+    Who `cannot_publish_again` may, and will not: telephones, gateways and WHIP clients publish once, when they come.
     """
 
     participant: Somebody

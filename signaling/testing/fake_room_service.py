@@ -408,6 +408,7 @@ class FakeRoomService:
         mime_type: str | None = None,
         type: "models.TrackType | None" = None,  # noqa: A002  as in TrackInfo
         muted: bool = False,
+        name: str = "",
     ) -> str:
         """
         Publish a track.
@@ -416,6 +417,7 @@ class FakeRoomService:
             source: What the client *says* that it is: `microphone`, `camera`, `screen_share` or `screen_share_audio`.
             mime_type: What it really is; what fits the source by default.
             type: What the client says of that; what fits the mime type by default.
+            name: What the client calls it; `synthesized-microphone` and `synthesized-camera` are what came by WHIP.
 
         Returns:
             The track's sid.
@@ -434,6 +436,7 @@ class FakeRoomService:
         track = models.TrackInfo(
             sid=self._sid(f"TR_{letters}"),
             type=type,
+            name=name,
             source=source.upper(),
             mime_type=mime_type,
             muted=muted,

@@ -86,6 +86,16 @@ def test_a_track_is_read_with_its_source_and_what_it_really_is(webhooks: Webhook
     assert (notice.track.source, notice.track.is_sound) == (Source.CAMERA, True)
 
 
+@pytest.mark.parametrize(("name", "is_streamed_in"), [("synthesized-camera", True), ("camera", False), ("", False)])
+def test_a_track_that_came_by_whip_is_known_by_its_name(webhooks: Webhooks, name: str, *, is_streamed_in: bool) -> None:
+    track = models.TrackInfo(sid="TR_1", source="CAMERA", type="VIDEO", mime_type="video/VP8", name=name)
+    body = body_of("track_published", participant=models.ParticipantInfo(sid="PA_1", identity="bob"), track=track)
+    notice = webhooks.open(body, sign_webhook(body, KEY, SECRET)).notice
+    assert notice is not None
+    assert notice.track is not None
+    assert notice.track.is_streamed_in is is_streamed_in
+
+
 @pytest.mark.parametrize("event", ["room_started", "participant_connection_aborted", "new_kind"])
 def test_from_other_events_nothing_follows(webhooks: Webhooks, event: str) -> None:
     body = body_of(event, participant=models.ParticipantInfo(identity="bob"))

@@ -18,6 +18,7 @@ from signaling.testing.participants import (
     SignalOnlyParticipant,
     participant_token,
 )
+from tests.crowd.crowd import Crowd
 
 
 class Guest(Protocol):
@@ -52,6 +53,9 @@ class RoomDriver(Protocol):
 
     async def join_with_media(self, room: str, token: str) -> Publisher:
         """Somebody who can publish, once listed as ACTIVE."""
+
+    async def stream_in(self, room: str, token: str) -> None:
+        """Somebody who speaks by WHIP."""
 
     async def crash(self) -> None:
         """Kill the server and wait until it is back."""
@@ -97,6 +101,11 @@ class FakeDriver:
     async def join_with_media(self, room: str, token: str) -> Publisher:
         return _FakeGuest(self._fake, room, token, models.ParticipantInfo.ACTIVE)
 
+    async def stream_in(self, room: str, token: str) -> None:
+        identity = _subject(token)
+        self._fake.join(room, identity, token=token)
+        self._fake.publish(room, identity, "microphone", mime_type="audio/opus", name="synthesized-microphone")
+
     async def crash(self) -> None:
         self._fake.crash()
 
@@ -135,6 +144,7 @@ class RealDriver:
         self._server = server
         self._cleanup = cleanup
         self._process: ParticipantProcess | None = None
+        self._crowd: Crowd | None = None
         self.url = server.http_url
         self.api_key = server.api_key
         self.api_secret = server.api_secret
@@ -151,6 +161,11 @@ class RealDriver:
         if self._process is None:
             self._process = await self._cleanup.enter_async_context(ParticipantProcess())
         return _RealPublisher(await self._process.connect(self._server.url, token))
+
+    async def stream_in(self, room: str, token: str) -> None:  # noqa: ARG002  the token says which
+        if self._crowd is None:
+            self._crowd = await self._cleanup.enter_async_context(Crowd())
+        await self._crowd.stream(self._server.url, token, ["microphone"])
 
     async def crash(self) -> None:
         self._server.kill()

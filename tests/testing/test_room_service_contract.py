@@ -363,6 +363,24 @@ async def test_tracks_are_listed_as_what_they_are(driver: RoomDriver, service: R
     assert info.is_publisher
 
 
+async def test_what_was_streamed_in_tells_so_by_its_name_and_is_published_once(
+    driver: RoomDriver, service: RoomService, room: str
+) -> None:
+    await driver.stream_in(room, token_for(driver, room, "bob", ALL))
+    info = await listed(service, "bob", lambda info: bool(info.tracks))
+    assert [(track.name, track.source, track.type, track.mime_type) for track in info.tracks] == [
+        ("synthesized-microphone", models.MICROPHONE, models.AUDIO, "audio/opus")
+    ]
+    assert (info.kind, info.state) == (ParticipantInfo.STANDARD, ParticipantInfo.ACTIVE)
+    assert info.sid.startswith("PA_")
+    assert info.joined_at_ms // 1000 == info.joined_at > 0
+    await service.update_participant(permitting("bob", camera_only()))
+    await listed(service, "bob", lambda info: not info.tracks)
+    restored = await service.update_participant(permitting("bob", info.permission))
+    assert restored.permission == info.permission
+    assert not restored.tracks
+
+
 async def test_a_mute_is_confirmed_and_lasts_until_the_client_unmutes(
     driver: RoomDriver, service: RoomService, room: str
 ) -> None:
