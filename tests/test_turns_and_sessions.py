@@ -276,6 +276,8 @@ async def test_nobody_is_told_of_their_own_coming_nor_in_a_namespace_that_they_d
     assert all(delivery.transaction_id is None for delivery in carol.inbox)
     assert alice.noticed("action_taken")
     assert carol.noticed("action_taken") == []
+    await carol.session.change_role(Role.MODERATOR)
+    assert (len(alice.told("update", "control")), carol.told("update", "control")) == (1, [])
 
 
 async def test_whoever_is_made_to_go_is_told_why(meeting: MeetingOnFake) -> None:

@@ -254,7 +254,8 @@ class Handshakes(Target):
             header = {dice.choice(["kid", "jku", "crit", "b64", "typ", "alg", "x"]): dice.choice(ODD)}
         ticket = _signed(claims, "x" * 32 if kind == "key" else self.world.ticket_key, header)
         if kind == "bytes":
-            return mangled(dice, ticket.encode()).decode("latin-1"), False
+            changed = mangled(dice, ticket.encode()).decode("latin-1")
+            return changed, _is_signed_alike(changed, ticket)
         # What is changed may be without consequence: an unknown claim more, another name.
         return ticket, kind in {"claims", "header", "nested"}
 
@@ -265,6 +266,15 @@ def _signed(claims: object, key: str, header: Mapping[str, Any]) -> str:
     parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (head, claims)]
     signature = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(b".".join(parts), key.encode())
     return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+
+
+def _is_signed_alike(changed: str, ticket: str) -> bool:
+    """Whether two tickets say the same by the same signature: base64 can be written in several ways."""
+    (said, _, signature), (says, _, signed) = changed.rpartition("."), ticket.rpartition(".")
+    try:
+        return said == says and base64.urlsafe_b64decode(f"{signature}==") == base64.urlsafe_b64decode(f"{signed}==")
+    except ValueError:
+        return False
 
 
 def nearly_listed(dice: Random, offers: list[str]) -> list[str]:
