@@ -78,6 +78,8 @@ TURN_S: Final = 15.0
 """How long a turn waits for LiveKit in all."""
 IDLE_S: Final = 0.2
 """How long a turn waits for people who publish nothing that the decision is about."""
+REMOVED_UNSEEN: Final = 8
+"""How many people who have gone are removed from LiveKit without looking who is there; a list is one call."""
 SHOWN_AFTER_S: Final = 0.05
 """How long changes are gathered before watchers are told."""
 
@@ -997,7 +999,10 @@ class Meeting:
             if isinstance(departed, Committed):
                 self._expired_at = asyncio.get_running_loop().time()
                 gone = departed.before.members.keys() - departed.record.state.members.keys()
-                self.run_in_background(self._remove_all(gone, departed.before))
+                if len(gone) > REMOVED_UNSEEN:
+                    self.reconciler.repair(gone)  # by a list, since hardly anybody of them is still there
+                else:
+                    self.run_in_background(self._remove_all(gone, departed.before))
         if not self._is_lifting and any(end <= now for end in _ends(state)):
             self._is_lifting = True
             self.run_in_background(self._lift_what_is_due(now))

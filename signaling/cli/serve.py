@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from signaling.cli.process import collect_in_passing, raise_descriptor_limit
+from signaling.cli.process import collect_in_passing, fair_event_loop, raise_descriptor_limit
 from signaling.errors import ConfigurationError, SignalingError
 from signaling.settings import ServerSettings
 
@@ -44,7 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
         with contextlib.closing(configure_logging(settings.moderation_log_format, settings.moderation_log_level)):
             deadline = _Deadline()
             try:
-                asyncio.run(_serve(settings, deadline))
+                with asyncio.Runner(loop_factory=fair_event_loop) as runner:
+                    runner.run(_serve(settings, deadline))
             finally:
                 deadline.cancel()
     except SignalingError as error:

@@ -1,14 +1,25 @@
 import asyncio
+import contextlib
 import gc
 import resource
+import selectors
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
 from signaling.cli import process
-from signaling.cli.process import MANY, YOUNG, collect_in_passing, raise_descriptor_limit
+from signaling.cli.process import (
+    MANY,
+    READY_AT_ONCE,
+    YOUNG,
+    FairSelector,
+    collect_in_passing,
+    fair_event_loop,
+    raise_descriptor_limit,
+)
 
 
 class Circle:
@@ -39,6 +50,29 @@ def whole() -> Iterator[list[int]]:
     gc.callbacks.append(look)
     yield sizes
     gc.callbacks.remove(look)
+
+
+def test_of_many_who_are_ready_some_are_told_of_at_once_and_the_others_in_turn() -> None:
+    pairs = [socket.socketpair() for _ in range(3 * READY_AT_ONCE)]
+    with ExitStack() as stack:
+        selector = stack.enter_context(contextlib.closing(FairSelector()))
+        for near, far in pairs:
+            stack.enter_context(near)
+            stack.enter_context(far)
+            selector.register(near, selectors.EVENT_READ)
+        assert selector.select(0) == []
+        far.send(b"x")
+        assert [key.fileobj for key, _ in selector.select()] == [near]
+        for _, other in pairs:
+            other.send(b"x")
+        rounds = [selector.select(0) for _ in range(3)]
+        assert [len(told) for told in rounds] == [READY_AT_ONCE] * 3
+        assert len({key.fd for told in rounds for key, _ in told}) == len(pairs), "nobody is passed over"
+
+
+async def test_the_loop_of_the_server_is_such_a_one() -> None:
+    with contextlib.closing(fair_event_loop()) as loop:
+        assert isinstance(loop, asyncio.SelectorEventLoop)
 
 
 @asynccontextmanager
