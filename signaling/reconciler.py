@@ -15,9 +15,18 @@ from signaling import metrics
 from signaling.core.bypasses import bypassing, unaccompanied
 from signaling.core.decisions import FRESH_S
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import allowable, call_for, must_wait, owner_of, plan, silencing, unnoted
+from signaling.core.enforcement import (
+    allowable,
+    call_for,
+    left_by_others,
+    must_wait,
+    owner_of,
+    plan,
+    silencing,
+    unnoted,
+)
 from signaling.core.participants import Source
-from signaling.core.state import Came, MeetingState
+from signaling.core.state import CameInto, MeetingState, came_into_both
 from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import MediaServer, Notice
@@ -42,7 +51,7 @@ async def _nothing() -> None:
     """What is awaited when nobody wants to know."""
 
 
-async def _forgotten(_came: Mapping[ParticipantId, Came]) -> None:
+async def _forgotten(_came: CameInto) -> None:
     """What is awaited when nobody remembers."""
 
 
@@ -98,7 +107,7 @@ class Reconciler:
         on_change: Callable[[], None] = lambda: None,
         on_drift: Callable[[Presence, tuple[Source, ...]], None] = lambda _found, _expected: None,
         on_bypass: Callable[[Presence, Track], None] = lambda _presence, _track: None,
-        note_came: Callable[[Mapping[ParticipantId, Came]], Awaitable[None]] = _forgotten,
+        note_came: Callable[[CameInto], Awaitable[None]] = _forgotten,
     ) -> None:
         self._room = room
         self._after_sweep = after_sweep
@@ -214,21 +223,34 @@ class Reconciler:
         async with self._media.slot(room, Priority.REPAIR):
             began_at = asyncio.get_running_loop().time()
             presences = await self._list(room)
+        state = await self._read()
         if self._listed_at.get(room, began_at) > began_at:
             return  # a list that was asked for later came first
         self._listed_at[room] = began_at
         listed = {(room, presence.identity): self._merged(presence) for presence in presences}
         known = {place for place in (*self._roster, *self._told_at) if place[0] == room}
+        taken: CameInto = {}
         for place in known | set(listed):
             # What LiveKit answered to a call is newer than a list that was asked for before.
             if self._told_at.get(place, began_at) > began_at:
                 continue
+            if place in listed and place in self._roster and not self._is_being_told(place):
+                left = left_by_others(state, self._roster[place], listed[place])
+                if left is not None:
+                    taken = came_into_both(taken, {room: {ParticipantId(place[1]): left}})
             if place in listed:
                 self._roster[place] = listed[place]
             else:
                 self._drop(place)
+        if taken:
+            await self._note_came(taken)
         await self._note_new_sessions(listed.values())
         self._on_change()
+
+    def _is_being_told(self, place: Place) -> bool:
+        """Whether a call about somebody is under way, or may yet take effect: what is seen of them may be our doing."""
+        lock, who = self._locks.get(place[1]), ParticipantId(place[1])
+        return (lock is not None and lock.locked()) or who in self._due or who in self._in_doubt
 
     def _merged(self, listed: Presence) -> Presence:
         """What a list says of somebody, with what is known of this session of theirs beside it."""

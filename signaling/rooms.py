@@ -57,7 +57,17 @@ from signaling.core.enforcement import (
 from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_service, publishable, stricter
 from signaling.core.references import people
-from signaling.core.state import BypassNoted, Came, CameSeen, Change, MeetingState, Popouts, apply, new_meeting
+from signaling.core.state import (
+    BypassNoted,
+    CameInto,
+    CameSeen,
+    Change,
+    MeetingState,
+    Popouts,
+    apply,
+    came_into_both,
+    new_meeting,
+)
 from signaling.entrance import LATE_S, Entrance
 from signaling.errors import MediaServerError, MediaServerUnavailable, SignalingError, StoreError
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
@@ -213,7 +223,7 @@ class Meeting:
         )
         self._shown = Shown(self.reconciler)
         self._bypasses: dict[TrackSid, BypassNoted] = {}
-        self._came: dict[ParticipantId, Came] = {}
+        self._came: CameInto = {}
         """What counts already, and is being committed."""
         self._strangers_told: set[ParticipantId] = set()
 
@@ -232,7 +242,7 @@ class Meeting:
         state = self._effective_of(await self.record())
         uncommitted: list[Change] = [*self._bypasses.values()]
         if self._came:
-            uncommitted.append(CameSeen(dict(self._came)))
+            uncommitted.append(CameSeen(self._came))
         return apply(state, uncommitted) if uncommitted else state
 
     def _effective_of(self, record: Record) -> MeetingState:
@@ -803,18 +813,22 @@ class Meeting:
             self._strangers_told -= untold
             raise
 
-    async def _note_came(self, came: Mapping[ParticipantId, Came]) -> None:
+    async def _note_came(self, came: CameInto) -> None:
         """Remember with what people came who never joined; if the store does not answer, it counts all the same."""
-        self._came |= came
+        self._came = came_into_both(self._came, came)
         try:
             await self._commit_came(came)
         except StoreError as error:
             log.warning("note_put_off", room=self.room, error=str(error))
             self.run_in_background(until_done(lambda: self._commit_came(came)))
 
-    async def _commit_came(self, came: Mapping[ParticipantId, Came]) -> None:
+    async def _commit_came(self, came: CameInto) -> None:
         await self.commit_now(CONTROLLER, NoteCame(came))
-        self._came = {who: what for who, what in self._came.items() if came.get(who) != what}
+        left = {
+            room: {who: what for who, what in people.items() if came.get(room, {}).get(who) != what}
+            for room, people in self._came.items()
+        }
+        self._came = {room: people for room, people in left.items() if people}
 
     def _on_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
         self.run_in_background(self._tell_of_drift(found, expected))

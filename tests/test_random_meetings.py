@@ -750,7 +750,7 @@ def problem_with_service(state: MeetingState, presence: Presence) -> str | None:
     kept_from = {source for source in Source if is_blocked(who, source, state)}
     if kept_from & set(presence.permission.allowed()):
         return f"may publish some of {kept_from}"
-    came = state.came.get(who)
+    came = state.came.get(presence.room, {}).get(who)
     given_back = set() if came is None or came.session != presence.sid else came.sources - kept_from
     return None if given_back <= set(presence.permission.allowed()) else f"has not got back {given_back}"
 

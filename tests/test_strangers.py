@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from livekit.api import LiveKitAPI, UpdateParticipantRequest
 from livekit.protocol import models
 
 from signaling import Kind, ParticipantBanned, Role, StoreError
@@ -21,6 +22,9 @@ ODD = ["wumpus#1234", "studio #1", "sip_+4930 22", "0B1F9F6E-6A3C-4B8E-9C53-8D5F
 RESTRICTABLE = ("camera", "microphone", "screen_share")
 EVERYTHING = models.ParticipantPermission(can_subscribe=True, can_publish=True)
 VIEWER = models.ParticipantPermission(can_subscribe=True)
+SCREEN_ONLY = models.ParticipantPermission(
+    can_subscribe=True, can_publish=True, can_publish_sources=["SCREEN_SHARE", "SCREEN_SHARE_AUDIO"]
+)
 CAMERA_ONLY = models.ParticipantPermission(can_subscribe=True, can_publish=True, can_publish_sources=["CAMERA"])
 
 
@@ -126,6 +130,44 @@ async def test_it_counts_though_the_store_does_not_answer(fake: FakeRoomService)
         await alice.comes_to("unrestrict", source="microphone")
         await until(lambda: fake.may_publish(ROOM, "dan", "microphone"))
         assert not fake.may_publish(ROOM, "zoe", "microphone")
+
+
+@pytest.mark.parametrize("is_lifted", [False, True])
+async def test_what_others_take_from_somebody_is_not_given_back(sweeping: MeetingOnFake, *, is_lifted: bool) -> None:
+    alice, fake = await sweeping.join("alice", Role.MODERATOR), sweeping.fake
+    fake.join(ROOM, "eve", permission=EVERYTHING)
+    await alice.comes_to("restrict", source="microphone")
+    if is_lifted:
+        await alice.comes_to("unrestrict", source="microphone")
+        assert fake.may_publish(ROOM, "eve", "microphone")
+    await swept(sweeping)
+    async with LiveKitAPI(fake.url, fake.api_key, fake.api_secret) as others:
+        await others.room.update_participant(
+            UpdateParticipantRequest(room=ROOM, identity="eve", permission=SCREEN_ONLY)
+        )
+    await swept(sweeping)
+    assert fake.permissions(ROOM)["eve"] == SCREEN_ONLY
+    await alice.comes_to("unrestrict", source="microphone")
+    await swept(sweeping)
+    assert not fake.may_publish(ROOM, "eve", "camera")
+
+
+async def test_what_somebody_came_with_counts_in_that_room_alone(sweeping: MeetingOnFake) -> None:
+    alice, fake = await sweeping.join("alice", Role.MODERATOR), sweeping.fake
+    await sweeping.join("bob", breakout="lobby")
+    lobby = f"{ROOM}:lobby"
+    fake.join(ROOM, "eve", permission=VIEWER)
+    fake.join(lobby, "eve", permission=EVERYTHING)
+    await swept(sweeping)
+    await alice.comes_to("restrict", source="microphone")
+    await until(lambda: not fake.may_publish(lobby, "eve", "microphone"))
+    await swept(sweeping)
+    revision = (await sweeping.module._meetings[ROOM].record()).revision
+    await swept(sweeping)
+    assert (await sweeping.module._meetings[ROOM].record()).revision == revision
+    await alice.comes_to("unrestrict", source="microphone")
+    await until(lambda: fake.may_publish(lobby, "eve", "microphone"))
+    assert fake.permissions(ROOM)["eve"] == VIEWER
 
 
 async def test_a_meeting_that_ends_gives_nobody_anything(meeting: MeetingOnFake) -> None:

@@ -1,11 +1,10 @@
 """What is asked for: by moderators, by members, and by the host itself."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from signaling.core.participants import Participant, Role, Source
-from signaling.core.state import Came
+from signaling.core.state import CameInto
 from signaling.identifiers import BreakoutId, LiveKitRoom, ParticipantId, TrackSid
 from signaling.messages import control, livekit, moderation
 
@@ -123,7 +122,7 @@ class NoteUnmutedAgain:
 class NoteCame:
     """With what these people came into LiveKit, who have never joined, is to be remembered."""
 
-    came: Mapping[ParticipantId, Came]
+    came: CameInto
 
 
 HostCommand = (

@@ -253,11 +253,14 @@ def _decide_for_host(
             return Decision(command_id, "note_unmuted_again", CONTROLLER, now, forgotten, holds=True, targets=noted)
         case NoteCame(came):
             noted_came = {
-                who: what for who, what in came.items() if who not in state.members or not obeys_room(who, state)
+                room: {
+                    who: what for who, what in people.items() if who not in state.members or not obeys_room(who, state)
+                }
+                for room, people in came.items()
             }
-            if not noted_came or not state.goes_on:
+            if not any(noted_came.values()) or not state.goes_on:
                 return Refusal("nothing_to_do")
-            seen = (CameSeen(noted_came),)
+            seen = (CameSeen({room: people for room, people in noted_came.items() if people}),)
             return Decision(command_id, "note_came", CONTROLLER, now, seen, holds=True)
         case _:
             assert_never(command)

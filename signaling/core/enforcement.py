@@ -7,8 +7,8 @@ from typing import Final
 from signaling.core.effects import Allow, Call, Finding, Presence, Priority, Remove
 from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
-from signaling.core.state import REMEMBERED_S, Came, MeetingState
-from signaling.identifiers import Identity, ParticipantId
+from signaling.core.state import REMEMBERED_S, Came, CameInto, MeetingState
+from signaling.identifiers import Identity, LiveKitRoom, ParticipantId
 
 _POPOUT: Final = re.compile(r"(?P<owner>.+)-popout(?P<number>[1-9][0-9]*)", re.DOTALL)
 _SECOND_SESSION: Final = "#"
@@ -139,7 +139,7 @@ def came_with(state: MeetingState, presence: Presence) -> Came:
     allowed last. Whoever comes with just that has come with what they had before.
     """
     has = frozenset(presence.permission.allowed())
-    known = state.came.get(ParticipantId(presence.identity))
+    known = _known_to_have_come(state, presence)
     if known is None:
         return Came(presence.sid, has)
     if known.session != presence.sid and not _is_member(state, presence):
@@ -148,28 +148,46 @@ def came_with(state: MeetingState, presence: Presence) -> Came:
     return known
 
 
-def unnoted(
-    state: MeetingState, presences: Iterable[Presence], *, about_to_change: bool = False
-) -> dict[ParticipantId, Came]:
+def left_by_others(state: MeetingState, before: Presence, now: Presence) -> Came | None:
+    """
+    What somebody may be given back at most, if less than before since somebody else has taken something from them.
+
+    Args:
+        before: As they were known to be, and were to stay.
+
+    Returns:
+        `None` if nothing has to be noted.
+    """
+    known = _known_to_have_come(state, now)
+    if known is None or known.session != now.sid or before.sid != now.sid or not is_stranger(state, now):
+        return None
+    taken = set(before.permission.allowed()).difference(now.permission.allowed()).intersection(allowable(state, before))
+    return Came(now.sid, known.sources - taken) if taken else None
+
+
+def unnoted(state: MeetingState, presences: Iterable[Presence], *, about_to_change: bool = False) -> CameInto:
     """
     Of these people, those of whom it has to be noted with what they came.
 
     Args:
         about_to_change: Whether LiveKit is about to be told of them; else only whose session is another one now.
     """
-    found = {}
+    found: dict[LiveKitRoom, dict[ParticipantId, Came]] = {}
     for presence in presences:
-        participant = ParticipantId(presence.identity)
+        participant, known = ParticipantId(presence.identity), _known_to_have_come(state, presence)
+        came = known
         if _is_member(state, presence):
-            if not _is_ruled(state, presence) and participant not in state.came and _is_named(state, participant):
-                found[participant] = Came(presence.sid, frozenset(Source))  # our tokens are for everything but that
-            continue
-        if not (about_to_change or participant in state.came) or not is_stranger(state, presence):
-            continue
-        came = came_with(state, presence)
-        if came != state.came.get(participant):
-            found[participant] = came
+            if not _is_ruled(state, presence) and known is None and _is_named(state, participant):
+                came = Came(presence.sid, frozenset(Source))  # our tokens are for everything but that
+        elif (about_to_change or known is not None) and is_stranger(state, presence):
+            came = came_with(state, presence)
+        if came is not None and came != known:
+            found.setdefault(presence.room, {})[participant] = came
     return found
+
+
+def _known_to_have_come(state: MeetingState, presence: Presence) -> Came | None:
+    return state.came.get(presence.room, {}).get(ParticipantId(presence.identity))
 
 
 def _is_member(state: MeetingState, presence: Presence) -> bool:

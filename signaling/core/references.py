@@ -31,7 +31,7 @@ def _is_named(participant: ParticipantId, state: MeetingState) -> bool:
         participant in state.members
         or participant in state.departed
         or participant in state.bans
-        or participant in state.came
+        or any(participant in came for came in state.came.values())
         or participant in state.holds
         or any(participant in listed for listed in state.listed.values())
         or any(participant == block.participant for block in state.blocks)

@@ -119,6 +119,15 @@ class Came:
     sources: frozenset[Source]
 
 
+CameInto = Mapping[LiveKitRoom, Mapping[ParticipantId, Came]]
+"""With what people came into each LiveKit room: one may be in several, by tokens that allow them different things."""
+
+
+def came_into_both(before: CameInto, newer: CameInto) -> CameInto:
+    """All of what was seen, the newer of what was seen twice."""
+    return {**before, **{room: {**before.get(room, {}), **came} for room, came in newer.items()}}
+
+
 # What can be put back by itself: as it was, before something else was decided.
 
 
@@ -205,8 +214,8 @@ class MeetingState:
         restricted_until: When restrictions lift themselves, in seconds since the epoch.
         listed: Who is listed, by source. Kept for the screen while sharing is free, since grants are remembered.
         holds: Sources that mutes keep from people, and until when, in seconds since the epoch.
-        came: With what those came into LiveKit who never joined, and services, if something was taken from them since:
-            they are given back no more than that.
+        came: With what those came into each LiveKit room who never joined, and services, if something was taken from
+            them since: they are given back no more than that.
         bypasses: Tracks by which people got round a restriction; they count for the whole meeting.
         bans: Who may not come in.
         presenter: Who alone may share the screen.
@@ -230,7 +239,7 @@ class MeetingState:
     listed: Mapping[Source, frozenset[ParticipantId]] = field(default_factory=dict)
     blocks: frozenset[Block] = frozenset()
     holds: Mapping[ParticipantId, Mapping[Source, float]] = field(default_factory=dict)
-    came: Mapping[ParticipantId, Came] = field(default_factory=dict)
+    came: CameInto = field(default_factory=dict)
     bypasses: Mapping[ParticipantId, frozenset[TrackSid]] = field(default_factory=dict)
     bans: frozenset[ParticipantId] = frozenset()
     presenter: ParticipantId | None = None
@@ -402,7 +411,7 @@ class Held:
 class CameSeen:
     """What these people came with was seen, right before LiveKit is told to allow them something else."""
 
-    came: Mapping[ParticipantId, Came]
+    came: CameInto
 
 
 @dataclass(frozen=True, slots=True)
@@ -593,7 +602,7 @@ def _apply(state: MeetingState, change: Change) -> MeetingState:
         case Held(participants, sources, until):
             return _hold(state, participants, sources, until)
         case CameSeen(came):
-            return replace(state, came={**state.came, **came})
+            return replace(state, came=came_into_both(state.came, came))
         case HoldsEnded(at):
             return replace(state, holds=_holds_that(state, lambda _, __, until: until > at))
         case BypassNoted(participant, source, track, _):
@@ -666,7 +675,7 @@ def _enter(state: MeetingState, participant: ParticipantId, member: Member) -> M
     entered = replace(
         state,
         members=members,
-        came=state.came if member.kind in SERVICES else _without(state.came, participant),
+        came=state.came if member.kind in SERVICES else _forget_coming(state.came, participant),
         departed=state.departed - {participant},
         rooms=state.rooms | {livekit_room(state.room, member.breakout)},
         empty_since=_empty_since(state, members, member.joined_at),
@@ -674,6 +683,10 @@ def _enter(state: MeetingState, participant: ParticipantId, member: Member) -> M
     if entered.is_moderator(participant):
         return entered
     return _drop_requests(entered, lambda request: request.moderator == participant)
+
+
+def _forget_coming(came: CameInto, participant: ParticipantId) -> CameInto:
+    return {room: others for room, known in came.items() if (others := _without(known, participant))}
 
 
 def _restrict(state: MeetingState, source: Source, until: float | None) -> MeetingState:

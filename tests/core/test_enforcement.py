@@ -4,7 +4,17 @@ import pytest
 
 from signaling.core.commands import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
-from signaling.core.enforcement import call_for, must_wait, owner_of, plan, silencing, strangers, unmuted_again, unnoted
+from signaling.core.enforcement import (
+    call_for,
+    left_by_others,
+    must_wait,
+    owner_of,
+    plan,
+    silencing,
+    strangers,
+    unmuted_again,
+    unnoted,
+)
 from signaling.core.participants import Kind, LiveKitKind, Role, Source
 from signaling.core.state import (
     Banned,
@@ -282,7 +292,7 @@ def test_what_was_taken_from_a_stranger_is_given_back_and_no_more() -> None:
     eve = replace(present("eve", CAMERA, MICROPHONE), sid="PA_1")
     assert unnoted(RESTRICTED, [eve]) == {}
     noted = unnoted(RESTRICTED, [eve], about_to_change=True)
-    assert noted == {"eve": Came("PA_1", frozenset({CAMERA, MICROPHONE}))}
+    assert noted == {MAIN: {"eve": Came("PA_1", frozenset({CAMERA, MICROPHONE}))}}
     restricted = changed(RESTRICTED, CameSeen(noted))
     (eve,) = carried_out([eve], plan(restricted, [eve]))
     assert eve.permission.allowed() == (CAMERA,)
@@ -292,14 +302,56 @@ def test_what_was_taken_from_a_stranger_is_given_back_and_no_more() -> None:
 
 
 def test_whoever_comes_back_with_what_they_were_left_with_gets_back_what_they_first_had() -> None:
-    first = CameSeen({ParticipantId("eve"): Came("PA_1", frozenset(ALL))})
+    first = CameSeen({MAIN: {ParticipantId("eve"): Came("PA_1", frozenset(ALL))}})
     restricted = changed(RESTRICTED, first)
     back = replace(present("eve", *WITHOUT_MICROPHONE), sid="PA_2")
-    assert unnoted(restricted, [back]) == {"eve": Came("PA_2", frozenset(ALL))}
+    assert unnoted(restricted, [back]) == {MAIN: {"eve": Came("PA_2", frozenset(ALL))}}
     smaller = replace(present("eve", CAMERA), sid="PA_2")
     noted = unnoted(restricted, [smaller])
-    assert noted == {"eve": Came("PA_2", frozenset({CAMERA}))}
+    assert noted == {MAIN: {"eve": Came("PA_2", frozenset({CAMERA}))}}
     assert plan(changed(restricted, CameSeen(noted), Unrestricted(MICROPHONE)), [smaller]) == []
+
+
+def test_what_somebody_came_with_counts_in_that_room() -> None:
+    state = with_left_room(RESTRICTED)
+    viewer = replace(present("eve"), sid="PA_1")
+    speaker = replace(present("eve", MICROPHONE, room=LEFT_ROOM), sid="PA_2")
+    restricted = changed(state, CameSeen(unnoted(state, [viewer, speaker], about_to_change=True)))
+    silent = carried_out([viewer, speaker], plan(restricted, [viewer, speaker]))
+    assert [presence.permission.allowed() for presence in silent] == [(), ()]
+    assert unnoted(restricted, silent) == {}
+    lifted = changed(restricted, Unrestricted(MICROPHONE))
+    assert plan(lifted, silent) == [Allow(LEFT_ROOM, Identity("eve"), (MICROPHONE,), Priority.IDLE)]
+    joined_anew = joined(restricted, somebody(ParticipantId("eve")))
+    assert joined_anew.came == {}
+
+
+def test_what_others_take_from_a_stranger_is_not_given_back() -> None:
+    restricted = changed(RESTRICTED, CameSeen({MAIN: {ParticipantId("eve"): Came("PA_1", frozenset(ALL))}}))
+    before = replace(present("eve", *WITHOUT_MICROPHONE), sid="PA_1")
+    demoted = replace(before, permission=present("eve", *WITHOUT_MICROPHONE[1:]).permission)
+    least = left_by_others(restricted, before, demoted)
+    assert least == Came("PA_1", frozenset(ALL[1:]))
+    noted = changed(restricted, CameSeen({MAIN: {ParticipantId("eve"): least}}))
+    assert plan(noted, [demoted]) == []
+    assert plan(changed(noted, Unrestricted(MICROPHONE)), [demoted]) == [
+        Allow(MAIN, Identity("eve"), ALL[1:], Priority.IDLE)
+    ]
+
+
+def test_what_we_take_from_a_stranger_is_nothing_that_others_took() -> None:
+    came = CameSeen({MAIN: {ParticipantId("eve"): Came("PA_1", frozenset(ALL))}})
+    has_all, is_silent = (replace(present("eve", *sources), sid="PA_1") for sources in (ALL, WITHOUT_MICROPHONE))
+    restricted = changed(RESTRICTED, came)
+    assert left_by_others(restricted, has_all, is_silent) is None  # it is to be so
+    assert left_by_others(restricted, is_silent, has_all) is None  # they have more than before
+    assert left_by_others(RESTRICTED, has_all, is_silent) is None  # nothing was ever taken
+    free = changed(MEETING, came)
+    assert left_by_others(free, has_all, is_silent) == Came("PA_1", frozenset(WITHOUT_MICROPHONE))
+    assert left_by_others(free, has_all, replace(is_silent, sid="PA_2")) is None  # another session
+    assert left_by_others(free, replace(has_all, sid="PA_0"), is_silent) is None
+    here = joined(free, somebody(ParticipantId("eve"), kind=Kind.RECORDER))
+    assert left_by_others(here, has_all, is_silent) is None  # ours is given back all
 
 
 def test_a_recorder_of_ours_is_noted_when_something_is_kept_from_it_by_name() -> None:
@@ -308,7 +360,7 @@ def test_a_recorder_of_ours_is_noted_when_something_is_kept_from_it_by_name() ->
     assert unnoted(state, [recorder], about_to_change=True) == {}
     named = changed(state, Revoked(frozenset({RECORDER}), CAMERA))
     noted = unnoted(named, [recorder])
-    assert noted == {RECORDER: Came("", frozenset(ALL))}
+    assert noted == {MAIN: {RECORDER: Came("", frozenset(ALL))}}
     lifted = changed(named, CameSeen(noted), Granted(frozenset({RECORDER}), CAMERA))
     assert plan(lifted, [recorder]) == [Allow(MAIN, Identity(RECORDER), ALL, Priority.IDLE)]
 
@@ -486,7 +538,7 @@ def test_an_ingress_is_touched_only_by_what_names_it() -> None:
     named = changed(state, Revoked(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(named, [feed]) == [Allow(MAIN, Identity("feed"), ALL[1:], Priority.IDLE)]
     told = replace(feed, permission=allowing(*ALL[1:]))
-    seen = CameSeen({ParticipantId("feed"): Came("", frozenset(ALL))})
+    seen = CameSeen({MAIN: {ParticipantId("feed"): Came("", frozenset(ALL))}})
     lifted = changed(named, seen, Granted(frozenset({ParticipantId("feed")}), CAMERA))
     assert plan(lifted, [told]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
 
@@ -512,7 +564,7 @@ def test_a_service_keeps_what_it_has_less_what_is_kept_from_it_by_name() -> None
 )
 def test_what_was_kept_from_a_service_by_name_is_given_back(kept: Change, given_back: Change) -> None:
     feed = Presence(MAIN, Identity("feed"), allowing(*ALL[1:]), kind=LiveKitKind.INGRESS)
-    seen = CameSeen({ParticipantId("feed"): Came("", frozenset(ALL))})
+    seen = CameSeen({MAIN: {ParticipantId("feed"): Came("", frozenset(ALL))}})
     lifted = changed(RESTRICTED, seen, kept, given_back)
     assert plan(lifted, [feed]) == [Allow(MAIN, Identity("feed"), ALL, Priority.IDLE)]
     assert plan(lifted, [replace(feed, permission=allowing(*ALL))]) == []

@@ -8,7 +8,7 @@ from signaling.core.references import people, person
 from signaling.core.state import Banned, Came, Departed, Held, Restricted, Revoked
 from signaling.identifiers import ParticipantId
 from signaling.messages import livekit, moderation
-from tests.core.meetings import ALICE, AT, BOB, CAROL, COMMAND, MEETING, MICROPHONE, changed, present
+from tests.core.meetings import ALICE, AT, BOB, CAROL, COMMAND, MAIN, MEETING, MICROPHONE, changed, present
 
 UUID = ParticipantId("0b1f9f6e-6a3c-4b8e-9c53-8d5f1f7f2a10")
 LOUD = ParticipantId("0B1F9F6E-6A3C-4B8E-9C53-8D5F1F7F2A10")
@@ -48,7 +48,7 @@ def test_also_when_they_have_been_here_and_are_gone(change: Departed) -> None:
 
 
 def test_also_when_it_is_known_with_what_they_came() -> None:
-    assert person(LOUD, replace(MEETING, came={LOUD: Came("PA_1", frozenset())})) == LOUD
+    assert person(LOUD, replace(MEETING, came={MAIN: {LOUD: Came("PA_1", frozenset())}})) == LOUD
 
 
 COMMANDS: list[AnyCommand] = [

@@ -134,7 +134,7 @@ def test_with_what_somebody_came_is_noted_of_services_and_not_of_people() -> Non
     state = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
     state = changed(state, Revoked(frozenset({BOB, RECORDER}), CAMERA))
     roster = [present(BOB, *ALL), present(RECORDER, *ALL)]
-    assert unnoted(state, roster, about_to_change=True) == {RECORDER: Came("", frozenset(ALL))}
+    assert unnoted(state, roster, about_to_change=True) == {MAIN: {RECORDER: Came("", frozenset(ALL))}}
 
 
 def test_who_is_banned_is_nobody_whom_moderators_need_to_be_told_of() -> None:

@@ -126,7 +126,7 @@ DECIDED: list[AnyCommand] = [
     Expire(AT),
     Bypass(BOB, Source.CAMERA, TrackSid("TR_1"), "audio"),
     NoteUnmutedAgain(frozenset({BOB})),
-    NoteCame({STRANGER: Came("PA_1", frozenset({Source.CAMERA}))}),
+    NoteCame({MAIN: {STRANGER: Came("PA_1", frozenset({Source.CAMERA}))}}),
     livekit.ForceMute(participants=(BOB, STRANGER)),
     livekit.GrantScreenSharePermission(participants=(BOB, STRANGER)),
     livekit.RevokeScreenSharePermission(participants=(BOB, STRANGER)),
