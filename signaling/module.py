@@ -121,6 +121,7 @@ class ModerationModule:
         self._senders: dict[CommandId, tuple[Session, TransactionId | None]] = {}
         self._stack = AsyncExitStack()
         self._is_entered = False
+        self._is_open = False
         self._listens = False
         self._background: set[asyncio.Task[None]] = set()
         self._media: RoomService | None = None
@@ -165,6 +166,7 @@ class ModerationModule:
                 self._store.listen(self._on_commit)
                 self._listens = True
             stack.push_async_callback(self._close_meetings)
+            self._is_open = True
             await self._take_up_meetings()
             self._run_in_background(self._closed.run())
             self._stack = stack.pop_all()
@@ -173,7 +175,12 @@ class ModerationModule:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        closing = asyncio.create_task(self._stack.aclose())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait({closing})  # half of it would leave tasks behind that nobody ends any more
+            raise
 
     def _note_left(self) -> None:
         self._is_entered = False
@@ -872,8 +879,10 @@ class ModerationModule:
     def _meeting(self, room: RoomId) -> Meeting:
         meeting = self._meetings.get(room)
         if meeting is None:
-            if self._media is None:
+            if self._media is None or not self._is_entered:
                 raise RuntimeError("ModerationModule is used outside its `async with`")
+            if not self._is_open:
+                raise StoreError("this process ends: no meeting is begun any more")
             meeting = Meeting(
                 room,
                 self._store,
@@ -897,6 +906,9 @@ class ModerationModule:
         return record is not None and record.state.goes_on and room in record.state.rooms
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        if not self._is_open:  # nobody would end it
+            work.close()
+            return
         self._background.add(task := asyncio.create_task(work))
         task.add_done_callback(self._background.discard)
 
@@ -919,6 +931,7 @@ class ModerationModule:
             await meeting.close()
 
     async def _close_meetings(self) -> None:
+        self._is_open = False
         meetings, self._meetings = self._meetings, {}
         for meeting in meetings.values():
             metrics.MEETINGS.dec()

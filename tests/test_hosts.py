@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from signaling import ModerationModule, Role, Settings
-from signaling.identifiers import BreakoutId
+from signaling import ModerationModule, Role, Settings, StoreError
+from signaling.identifiers import BreakoutId, RoomId
 from signaling.stores import open_store
 from signaling.testing.fake_room_service import FakeRoomService
-from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake, until
+from tests.meeting_on_fake import MeetingOnFake, Person, meeting_on_fake, until
 
 # --- Who stops waiting -------------------------------------------------------------------------------------------
 
@@ -32,6 +32,13 @@ async def test_whoever_stops_waiting_for_the_end_of_a_session_keeps_nobody_from_
     for person in (alice, carol):
         assert person.told("left", "control") == [{"message": "left", "id": "bob", "reason": "kicked"}]
         assert len(person.noticed("action_taken")) == 1
+
+
+def running() -> list[str]:
+    """What the module has running."""
+    names = [repr(task.get_coro()) for task in asyncio.all_tasks()]
+    ours = ("Meeting.", "ModerationModule.", "ClosedRooms.", "Reconciler.")
+    return [name for name in names if any(part in name for part in ours)]
 
 
 # --- Entering the module -----------------------------------------------------------------------------------------
@@ -61,6 +68,52 @@ async def test_a_module_that_was_left_may_be_entered_again_and_tells_everything_
                 "action_taken": 1,
                 "microphone_restrictions_enabled": 1,
             }
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_leaving_a_module_leaves_nothing_behind_whenever_it_is_cancelled(
+    fake: FakeRoomService, tmp_path: Path, kind: str
+) -> None:
+    is_too_late, at = False, 1  # cancelled before its first step, it never begins
+    while not is_too_late:
+        store = open_store("memory:" if kind == "memory" else f"sqlite:///{tmp_path / 'm.sqlite'}", audit_entries=10)
+        opened = meeting_on_fake(fake, store=store)
+        meeting = await opened.__aenter__()
+        for room in ("one", "two", "three"):
+            meeting.room = RoomId(room)
+            await meeting.join("alice", Role.MODERATOR)
+        leaving = asyncio.create_task(opened.__aexit__(None, None, None))
+        for _ in range(at):
+            await asyncio.sleep(0)
+        is_too_late = not leaving.cancel()
+        await asyncio.wait({leaving})
+        await until(lambda: not running(), 1)
+        async with meeting.module:  # and it may be entered again
+            pass
+        at += 1 + at // 4
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_nobody_begins_anything_while_a_module_is_left(fake: FakeRoomService, tmp_path: Path, kind: str) -> None:
+    is_left, at = False, 0
+    while not is_left:
+        store = open_store("memory:" if kind == "memory" else f"sqlite:///{tmp_path / 'm.sqlite'}", audit_entries=10)
+        opened = meeting_on_fake(fake, store=store)
+        meeting = await opened.__aenter__()
+        await meeting.join("alice", Role.MODERATOR)
+        leaving = asyncio.create_task(opened.__aexit__(None, None, None))
+        for _ in range(at):
+            await asyncio.sleep(0)
+        is_left = leaving.done()
+        meeting.room = RoomId("another")
+        joined = await asyncio.gather(meeting.join("bob", in_livekit=False), return_exceptions=True)
+        closed = await asyncio.gather(meeting.module.close_room(meeting.room), return_exceptions=True)
+        await leaving
+        assert {type(came) for came in (*joined, *closed)} <= {Person, StoreError, RuntimeError, type(None)}
+        if is_left:
+            assert "outside" in str(joined[0])
+        await until(lambda: not running(), 1)
+        at += 1 + at // 4
 
 
 async def test_a_module_whose_entering_failed_may_be_entered_again(fake: FakeRoomService, tmp_path: Path) -> None:
@@ -106,7 +159,7 @@ async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_trac
     alice = await meeting.join("alice", Role.MODERATOR)
     began, may_go_on = asyncio.Event(), asyncio.Event()
 
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **_more: object) -> None:
         began.set()
         await may_go_on.wait()
         raise LookupError("a bug")
@@ -131,7 +184,7 @@ async def test_a_bug_in_what_the_host_asked_for_and_waits_for_no_longer_is_logge
     alice = await meeting.join("alice", Role.MODERATOR)
     began, may_go_on = asyncio.Event(), asyncio.Event()
 
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **_more: object) -> None:
         began.set()
         await may_go_on.wait()
         raise LookupError("a bug")
