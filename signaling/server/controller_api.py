@@ -354,7 +354,7 @@ async def _body(request: web.Request, model: type[_Body]) -> _Body:
     if request.content_type != "application/json":
         raise Refused("unsupported_media_type", "Content-Type: must be application/json")
     try:
-        raw = await read_body(request, MAX_BODY_BYTES)
+        raw = await read_body(request, MAX_BODY_BYTES, is_known=True)
     except BodyRefused as refused:
         raise Refused(*_BODY_ERRORS[refused.error]) from None
     try:

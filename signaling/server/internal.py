@@ -131,7 +131,7 @@ class InternalServer:
 
     async def _webhook(self, request: web.Request) -> web.Response:
         try:
-            body = await read_body(request, MAX_BODY_BYTES)
+            body = await read_body(request, MAX_BODY_BYTES, is_known=False)
         except BodyRefused as refused:
             reason, status = _BODY_ERRORS[refused.error]
             metrics.WEBHOOKS.labels(reason).inc()

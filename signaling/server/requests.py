@@ -5,7 +5,7 @@ import ipaddress
 import socket
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http import HTTPStatus
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from signaling.settings import HostPort
 log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS: Final = 256
-"""Of one more, the oldest that asks for nothing is closed."""
+"""Of one more, the oldest that asks for nothing is closed, or has yet to send what it asks."""
 HEAD_S: Final = 10
 """How long a request may take until its headers are there."""
 BODY_S: Final = 10
@@ -121,8 +121,7 @@ class _Server(web.Server):
         super().connection_made(handler, transport)
         open_ones = [one for one in self.connections if isinstance(one, _Protocol) and not one.is_closed]
         if len(open_ones) > MAX_CONNECTIONS:
-            idle = next((one for one in open_ones if one is not handler and not one.is_handling), None)
-            (idle or handler).force_close()
+            next((one for one in open_ones if one.gives_way and one is not handler), open_ones[-1]).give_way()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         protocol = request.protocol
@@ -143,13 +142,15 @@ class _Server(web.Server):
 
 
 class _Protocol(web.RequestHandler):
-    __slots__ = ("_deadline", "_handled", "_is_in_head")
+    __slots__ = ("_deadline", "_handled", "_has_given_way", "_is_in_head", "_is_reading")
 
     def __init__(self, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - aiohttp's own
         super().__init__(*arguments, **more)
         self._deadline: asyncio.TimerHandle | None = None
         self._handled = 0
         self._is_in_head = False
+        self._is_reading = False
+        self._has_given_way = False
 
     @property
     def is_handling(self) -> bool:
@@ -157,9 +158,19 @@ class _Protocol(web.RequestHandler):
         return self._handled > 0
 
     @property
+    def gives_way(self) -> bool:
+        """Whether it may be closed for another: it asks for nothing, or nobody knows yet whether it may."""
+        return not self.is_handling or self._is_reading
+
+    @property
     def is_closed(self) -> bool:
         """Whether the connection is gone, or about to be."""
-        return self.transport is None
+        return self.transport is None or self._has_given_way
+
+    def give_way(self) -> None:
+        """Close it; not at once, since aiohttp may have yet to begin with it, and would fail to."""
+        self._has_given_way = True
+        self._loop.call_soon(self.force_close)
 
     @contextmanager
     def handling(self) -> Iterator[None]:
@@ -173,6 +184,15 @@ class _Protocol(web.RequestHandler):
             self._handled -= 1
             if not self.is_closed:
                 self._expect(_IDLE_S)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read what somebody sends who has not shown who they are."""
+        self._is_reading = True
+        try:
+            yield
+        finally:
+            self._is_reading = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -239,19 +259,23 @@ def _json(error: str, status: HTTPStatus, headers: dict[str, str] | None = None)
     return web.json_response({"error": error}, status=status, headers=headers)
 
 
-async def read_body(request: web.Request, max_bytes: int) -> bytes:
+async def read_body(request: web.Request, max_bytes: int, *, is_known: bool) -> bytes:
     """
     The body, unpacked if it is compressed; to be called when it is known that somebody may send one.
 
     Args:
         max_bytes: Of it, packed and unpacked.
+        is_known: Whether they have shown who they are; whoever has not gives way to newer connections meanwhile.
 
     Raises:
         BodyRefused: It is too large, comes too slowly, or cannot be read.
     """
+    protocol = request.protocol
+    assert isinstance(protocol, _Protocol)  # noqa: S101 - made above
     try:
-        async with asyncio.timeout(BODY_S):
-            body = await request.clone(client_max_size=max_bytes).read()
+        with nullcontext() if is_known else protocol.reading():
+            async with asyncio.timeout(BODY_S):
+                body = await request.clone(client_max_size=max_bytes).read()
     except web.HTTPRequestEntityTooLarge:
         raise BodyRefused("oversized") from None
     except TimeoutError:

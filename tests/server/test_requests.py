@@ -1,6 +1,7 @@
 """The internal port under attack, over bare sockets: what is answered, what is logged, and for how long it is held."""
 
 import asyncio
+import gc
 import gzip
 import json
 import socket
@@ -312,17 +313,36 @@ async def test_connections_that_ask_for_nothing_keep_nobody_out(
         assert len(connections(guarded)) <= 5
 
 
-async def test_who_is_dealt_with_is_not_let_go_for_one_more(guarded: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_that_do_not_come_keep_nobody_out(
+    guarded: Hosted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(requests, "MAX_CONNECTIONS", 5)
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            _, writer = await stack.enter_async_context(dialled(guarded))
+            writer.write(f"{WEBHOOK}\r\n{HEAD}Content-Length: 1000\r\n\r\n{{".encode())
+        await until(lambda: sum(one.is_handling for one in connections(guarded)) == 5)
+        for _ in range(5):
+            assert (await exchange(guarded, "GET /healthz HTTP/1.1"))[0] == 200
+    await until(lambda: not connections(guarded))
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_who_has_shown_the_token_is_not_let_go_for_one_more(
+    guarded: Hosted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(requests, "MAX_CONNECTIONS", 1)
-    body = b'{"event":"room_started"}'
+    body = b'{"namespace": "livekit", "payload": {"action": "x"}}'
+    head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     async with dialled(guarded) as (reader, writer):
-        writer.write(
-            f"POST /livekit/webhook HTTP/1.1\r\n{HEAD}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        )
+        writer.write(request(COMMANDS, head))
         await until(lambda: any(one.is_handling for one in connections(guarded)))
         assert await answer(guarded, b"") == b""
         writer.write(body)
-        assert (await reader.read()).endswith(b'{"error": "forged"}')
+        assert (await reader.read()).endswith(b'{"error":"unknown_room"}')
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 # --- Hosts -------------------------------------------------------------------------------------------------------
