@@ -43,5 +43,9 @@ class Entrance:
         if late_s > LATE_S:
             self._held_up_at = self._clock()
 
+    def note_closed(self) -> None:
+        """Nobody can be let in now: the store does not answer."""
+        self._held_up_at = self._clock()
+
     def _look(self, waiting_since: float) -> None:
         self.note_late(self._clock() - waiting_since)

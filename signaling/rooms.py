@@ -83,7 +83,7 @@ Result = TypeVar("Result")
 MAX_WAITING: Final = 64
 """Commands of one meeting that may wait for their turn; of one person, no more than are left for others."""
 MAX_SMALL: Final = 4
-"""What one person may have waiting of what needs no turn: hands and popouts."""
+"""What one person may have waiting of what needs no turn, hands and popouts, unless they moderate."""
 TURN_S: Final = 15.0
 """How long a turn waits for LiveKit in all."""
 IDLE_S: Final = 0.2
@@ -302,7 +302,8 @@ class Meeting:
         """
         if not isinstance(command, MemberCommand):
             return await self.commit_chosen(sender, lambda _: command, command_id, is_urgent=isinstance(command, End))
-        if self._small[sender] >= MAX_SMALL:
+        moderates = self.newest is not None and may_moderate(self.newest.state, sender)
+        if self._small[sender] >= (MAX_WAITING if moderates else MAX_SMALL):  # they lower the hands of others
             raise TooManyWaiting
         self._small[sender] += 1
         try:
@@ -1006,10 +1007,14 @@ class Meeting:
         state, now = (await self.record()).state, self._clock()
         overdue = frozenset(who for who, until in self._places_end(state).items() if until <= now)
         if overdue:
-            departed = await self.commit_chosen(
-                CONTROLLER,
-                lambda _: DepartUnlessBack(frozenset(who for who in overdue if not self._is_arriving(who)), now),
-            )
+            try:
+                departed = await self.commit_chosen(
+                    CONTROLLER,
+                    lambda _: DepartUnlessBack(frozenset(who for who in overdue if not self._is_arriving(who)), now),
+                )
+            except StoreError:
+                self._entrance.note_closed()
+                raise
             if isinstance(departed, Committed):
                 self._expired_at = asyncio.get_running_loop().time()
                 gone = departed.before.members.keys() - departed.record.state.members.keys()

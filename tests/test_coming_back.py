@@ -15,6 +15,7 @@ from signaling.stores import open_store
 from signaling.stores.contract import Commit, Store
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import ROOM, MeetingOnFake, meeting_on_fake, until
+from tests.test_giving_up import FailingStore
 
 GRACE_S = 10
 
@@ -204,3 +205,25 @@ async def test_a_loop_that_was_late_is_noticed_while_anybody_is_away(fake: FakeR
         meeting_here._look_at_the_time(loop.time() - 3)
         assert meeting.module._entrance.held_up_at() > 0
         await until(lambda: meeting_here._timer is not None)
+
+
+async def test_nobody_goes_because_the_store_failed_for_longer_than_the_grace(fake: FakeRoomService) -> None:
+    store, clock = FailingStore(), Clock()
+    async with meeting_on_fake(fake, store=store, clock=clock, moderation_disconnect_grace_s=GRACE_S) as meeting:
+        alice, bob = [await meeting.join(name, in_livekit=False) for name in ("alice", "bob")]
+        await bob.session.disconnect()
+        store.failures = 1
+        clock.now += GRACE_S + 2
+        await until(lambda: store.failures == 0)  # nobody could have come back then
+        clock.now += GRACE_S - 1
+        await looked_at_again(meeting)
+        assert await members(meeting) == {"alice", "bob"}
+        clock.now += 1
+        assert (await alice.until_told("left", "control"))["id"] == "bob"
+
+
+async def looked_at_again(meeting: MeetingOnFake) -> None:
+    """Whatever is due by now has been dealt with."""
+    of = looked_after(meeting)
+    await until(lambda: not of._is_expiring)
+    await of._expire()

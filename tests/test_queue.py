@@ -155,3 +155,26 @@ async def test_the_end_of_a_meeting_waits_for_no_crowd(fake: FakeRoomService) ->
             await asyncio.sleep(0.01)
         await asyncio.gather(*joins, ending)
     assert [commit.record.state.goes_on for commit in commits].index(False) <= 1
+
+
+@pytest.mark.parametrize("by_controller", [False, True])
+async def test_who_moderates_lowers_ten_hands_at_once(
+    fake: FakeRoomService, tmp_path: Path, *, by_controller: bool
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'm.sqlite'}", audit_entries=10)
+    async with meeting_on_fake(fake, store=store) as meeting:
+        alice = await meeting.join("alice", Role.MODERATOR)
+        people = [await meeting.join(f"p{number}", in_livekit=False) for number in range(10)]
+        for person in people:
+            await person.session.receive("control", {"action": "raise_hand"})
+        commands = [{"action": "lower_hand", "target": person.id} for person in people]
+        await asyncio.gather(
+            *(
+                meeting.module.command(ROOM, "control", each)
+                if by_controller
+                else alice.session.receive("control", each)
+                for each in commands
+            )
+        )
+        assert alice.told("error", "control") == []
+        assert [len(person.told("hand_lowered", "control")) for person in people] == [1] * 10
