@@ -832,7 +832,7 @@ class Meeting:
         self._came = {room: people for room, people in left.items() if people}
 
     def _on_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
-        self.run_in_background(self._tell_of_drift(found, expected))
+        self.run_in_background(until_done(lambda: self._tell_of_drift(found, expected)))
 
     async def _tell_of_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
         state = await self.effective_state()

@@ -387,6 +387,14 @@ async def test_moderators_are_told_though_the_store_failed_first(fake: FakeRoomS
         assert len(alice.noticed("unknown_participant")) == 1, "once is enough"
 
 
+async def test_drift_is_told_though_the_store_failed_first(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, store=FailingAt(moderation.DriftRepaired), moderation_sweep_s=0.05) as meeting:
+        alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+        await alice.comes_to("restrict", source="microphone")
+        meeting.enter(bob)
+        assert (await alice.until_told("drift_repaired", "livekit_moderation"))["participant"] == "bob"
+
+
 async def test_a_stranger_who_comes_again_is_told_of_again(meeting: MeetingOnFake, post: Post) -> None:
     alice = await meeting.join("alice", Role.MODERATOR)
     for times in (1, 2):

@@ -10,6 +10,7 @@ from signaling.core.commands import (
     Enter,
     LoseConnections,
     Move,
+    NoteCame,
     NoteRoomDeleted,
 )
 from signaling.core.conclusions import conclude
@@ -18,6 +19,8 @@ from signaling.core.effects import Agree, Mute
 from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Participant, Role
 from signaling.core.policy import publishable
 from signaling.core.state import (
+    Came,
+    CameSeen,
     ConnectionLost,
     Departed,
     Ended,
@@ -623,3 +626,16 @@ def test_roles_leaving_moving_and_the_end_always_stand(command: AnyCommand) -> N
 def test_a_recorder_may_be_named() -> None:
     state = joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER))
     assert decided(state, ALICE, mute(RECORDER)).targets == {RECORDER}
+
+
+# --- With what strangers came ------------------------------------------------------------------------------------
+
+
+def test_with_what_somebody_came_is_nothing_to_note_when_they_have_joined_or_the_meeting_is_over() -> None:
+    came = Came("PA_1", frozenset({MICROPHONE}))
+    eve = ParticipantId("eve")
+    assert refused(MEETING, CONTROLLER, NoteCame({MAIN: {BOB: came}})) == ("nothing_to_do", None)
+    both = decided(MEETING, CONTROLLER, NoteCame({MAIN: {BOB: came, eve: came}, LEFT_ROOM: {BOB: came}}))
+    assert both.changes == (CameSeen({MAIN: {eve: came}}),)
+    over = changed(MEETING, Ended())
+    assert refused(over, CONTROLLER, NoteCame({MAIN: {eve: came}})) == ("nothing_to_do", None)
