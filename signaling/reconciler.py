@@ -91,7 +91,8 @@ class Reconciler:
         on_change: Called when what is known of LiveKit, or of who is to be dealt with, may have changed.
         on_drift: Called when LiveKit was set right: with whom it was wrong about, and what they may publish.
         on_bypass: Called, perhaps more than once, with a track that gets round what holds, and whose it is.
-        note_came: Awaited before LiveKit is told of people who never joined: with what they came.
+        note_came: Awaited with what people who never joined are given back at most: before LiveKit is told of them,
+            when they are back, and when somebody else has taken something from them.
     """
 
     def __init__(

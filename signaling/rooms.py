@@ -63,6 +63,7 @@ from signaling.core.state import (
     CameSeen,
     Change,
     MeetingState,
+    MutesNoted,
     Popouts,
     apply,
     came_into_both,
@@ -629,7 +630,8 @@ class Meeting:
 
     def _tell_of_late_mute(self, decision: Decision, who: ParticipantId, sources: frozenset[Source]) -> None:
         told = tuple(mute_announcements(who, decision.moderator, sources))
-        self.run_in_background(until_done(lambda: self._announce(told)))
+        noted = MutesNoted({who: sources}, self._clock())
+        self.run_in_background(until_done(lambda: self._announce(told, noted)))
 
     async def _hold(self, place: Place, before: Presence | None, sources: frozenset[Source]) -> Finding:
         """Take the sources away, which ends their tracks."""
@@ -658,13 +660,13 @@ class Meeting:
         if is_muted:
             self._tell_of_late_mute(decision, participant, sources)
 
-    async def _announce(self, announcements: Sequence[Announcement]) -> None:
+    async def _announce(self, announcements: Sequence[Announcement], *noted: MutesNoted) -> None:
         async with self._writing:
             while True:
                 record = await self.record()
                 if not record.state.goes_on:
                     return
-                after = replace(record, revision=record.revision + 1)
+                after = replace(record, revision=record.revision + 1, state=apply(record.state, noted))
                 if await self._store.write(after, announcements=announcements):
                     return
 

@@ -484,6 +484,18 @@ async def test_what_is_published_while_others_are_still_being_muted_is_muted_too
     assert meeting.is_muted(carol, heard)
 
 
+async def test_who_unmutes_after_such_a_mute_is_told_of(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake, moderation_sweep_s=0.05) as meeting:
+        alice, bob, post = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob"), Post(meeting)
+        assert await alice.outcomes("force_mute", participants=["bob"]) == {"bob": "no_track"}
+        sid = fake.publish(ROOM, "bob", "microphone")
+        await post.deliver_all()
+        await bob.until_told("force_muted")
+        fake.unmute(ROOM, "bob", sid)
+        told = await alice.until_told("unmuted_again", "livekit_moderation")
+        assert told == {"message": "unmuted_again", "participant": "bob"}
+
+
 async def test_what_comes_later_is_theirs_to_publish(meeting: MeetingOnFake, post: Post) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     await post.deliver_all()

@@ -109,7 +109,7 @@ class MuteNote:
 @dataclass(frozen=True, slots=True)
 class Came:
     """
-    What somebody who never joined could publish when they came into LiveKit.
+    What somebody who never joined could publish when they came into LiveKit, less what others have taken since.
 
     Attributes:
         session: LiveKit's id of the session that they came with.
