@@ -9,6 +9,7 @@ import pytest
 
 from signaling import NoSuchMeeting, ParticipantBanned, Role, WebhookRefused, metrics
 from signaling.core.conclusions import Announcement
+from signaling.core.participants import Source
 from signaling.identifiers import ParticipantId
 from signaling.rooms import Meeting
 from signaling.stores.contract import AuditEntry, Record
@@ -340,8 +341,10 @@ async def test_after_a_restart_what_was_staged_is_finished_at_once(fake: FakeRoo
             await hanging.hit()
             await meeting.module.__aexit__(None, None, None)
     await restricting
-    async with restarts(fake, tmp_path, moderation_livekit_timeout_s=60):
+    async with restarts(fake, tmp_path, moderation_livekit_timeout_s=60) as meeting:
         await until(lambda: not fake.may_publish(ROOM, "bob", "microphone"))
+        await until(lambda: (newest := kept(meeting).newest) is not None and newest.staged is None)
+        assert Source.MICROPHONE in (await kept(meeting).record()).state.restricted
 
 
 async def test_a_joiner_is_not_told_again_what_their_welcome_says_already(fake: FakeRoomService) -> None:
