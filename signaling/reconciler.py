@@ -374,6 +374,7 @@ class Reconciler:
                         await self.note_before_change([presence])
                         told = await self._media.allow(presence, sources)
                         self._note(told)
+                        self._mute_no_more(place, frozenset(sources).difference(presence.permission.allowed()))
                         if told.sid != presence.sid:
                             continue  # it was another session that was known: how this one was, nobody can tell
                 finding = Finding.CHANGED
@@ -474,6 +475,12 @@ class Reconciler:
         now = asyncio.get_running_loop().time()
         self._mutings = {place: muting for place, muting in self._mutings.items() if muting.until > now}
         self._mutings |= {place: _Muting(sources, now + _LAG_S, on_muted) for place, on_muted in places.items()}
+
+    def _mute_no_more(self, place: Place, given: frozenset[Source]) -> None:
+        """What somebody publishes since they were given a source is not what a mute of before meant."""
+        muting = self._mutings.get(place)
+        if muting is not None:
+            self._mutings[place] = replace(muting, sources=muting.sources - given)
 
     async def _mute_what_was_meant(self, place: Place) -> None:
         muting, presence = self._mutings[place], self._roster[place]

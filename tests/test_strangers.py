@@ -449,6 +449,20 @@ async def test_what_is_published_right_after_a_mute_is_muted_too(meeting: Meetin
     assert len(bob.told("force_muted")) == 1
 
 
+async def test_whoever_is_allowed_again_right_after_a_mute_is_heard(meeting: MeetingOnFake, post: Post) -> None:
+    alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
+    meeting.fake.publish(ROOM, "bob", "microphone")
+    await post.deliver_all()
+    assert await alice.comes_to("mute", participants=["bob"]) == {"bob": "muted"}
+    assert await alice.comes_to("disallow", source="microphone", participants=["bob"]) == {"bob": "revoked"}
+    await post.deliver_all()
+    assert await alice.comes_to("allow", source="microphone", participants=["bob"]) == {"bob": "granted"}
+    sid = meeting.fake.publish(ROOM, "bob", "microphone")
+    await post.deliver_all()
+    await post.until_over()
+    assert not meeting.is_muted(bob, sid)
+
+
 async def test_a_mute_that_had_no_effect_since_no_media_had_come_is_repeated(
     meeting: MeetingOnFake, post: Post
 ) -> None:
