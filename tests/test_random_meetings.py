@@ -698,7 +698,8 @@ def problem_with(state: MeetingState, presence: Presence, *, removes_unknown: bo
     """What is wrong about an identity that LiveKit lists."""
     identity = presence.identity
     owner = owner_of(identity, state)
-    if identity.partition("#")[0] in CAST and "#" in identity:
+    first, mark, _ = identity.partition("#")
+    if mark and ParticipantId(first) in {*state.members, *state.departed, *state.bans}:
         return "is a second session"
     if owner != ParticipantId(identity):
         popouts = state.popouts[owner].open
