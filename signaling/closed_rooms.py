@@ -84,7 +84,7 @@ class ClosedRooms:
             async with self._lock(room):
                 if room in self:
                     await self._media.delete_room(room)
-                    del self._until[room]
+                    self._until.pop(room, None)  # its time may have ended meanwhile
 
     async def react(self, room: LiveKitRoom) -> None:
         """LiveKit has reported somebody in a room; what fails is tried again at the next look."""

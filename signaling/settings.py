@@ -210,7 +210,7 @@ class ServerSettings(Settings):
     moderation_rate_burst: Annotated[int, Field(ge=1, le=100_000)] = 30
     moderation_rate_bytes_per_s: Annotated[int, Field(ge=1_024, le=1_000_000_000)] = 128 * 1024
     moderation_connections_per_address: Annotated[int, Field(ge=1, le=10_000_000)] = 2_000
-    moderation_handshakes_per_s: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 100
+    moderation_handshakes_per_s: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 200
     moderation_trusted_proxies: Annotated[frozenset[Network], NoDecode, BeforeValidator(_networks)] = frozenset()
     moderation_log_format: Literal["console", "json"] | None = None
     moderation_log_level: Literal["debug", "info", "warning", "error"] = "info"

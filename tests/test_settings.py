@@ -74,7 +74,7 @@ SERVER: dict[str, tuple[Any, str, Any, Any, Any]] = {
     "moderation_rate_burst": (30, "1", 2, 3, int),
     "moderation_rate_bytes_per_s": (131_072, "1024", 2_000, 3_000, int),
     "moderation_connections_per_address": (2_000, "1", 2, 3, int),
-    "moderation_handshakes_per_s": (100, "0.5", 2, 3, float),
+    "moderation_handshakes_per_s": (200, "0.5", 2, 3, float),
     "moderation_trusted_proxies": (
         frozenset(),
         "10.0.0.7, 10.1.0.0/16",

@@ -168,6 +168,11 @@ class Admission:
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """An address, which some proxies write with its port; `None` if it is none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:

@@ -76,7 +76,7 @@ class InternalServer:
             ]
         )
         app.add_subapp(PREFIX, self._api.application())
-        runner = HttpRunner(app, self._hosts)
+        runner = HttpRunner(app, self._hosts, signed=frozenset({WEBHOOK_PATH}))
         await runner.setup()
         try:
             await web.TCPSite(runner, self._address.host, self._address.port).start()

@@ -87,9 +87,14 @@ def _is_address(name: str) -> bool:
 
 
 class HttpRunner(web.AppRunner):
-    """Runs an application with limits of time, size and number, and says of a bad request that it was one."""
+    """
+    Runs an application with limits of time, size and number, and says of a bad request that it was one.
 
-    def __init__(self, app: web.Application, hosts: Hosts) -> None:
+    Args:
+        signed: Paths that answer to any name, since whoever asks there must have signed what they send: no page can.
+    """
+
+    def __init__(self, app: web.Application, hosts: Hosts, *, signed: frozenset[str] = frozenset()) -> None:
         super().__init__(
             app,
             access_log=None,
@@ -100,17 +105,27 @@ class HttpRunner(web.AppRunner):
             auto_decompress=False,  # in the event loop, of whoever sends it, for nobody to read: see `read_body`
         )
         self._hosts = hosts
+        self._signed = signed
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made.request_handler, self._hosts, request_factory=made.request_factory, **self._kwargs)
+        return _Server(
+            made.request_handler, self._hosts, self._signed, request_factory=made.request_factory, **self._kwargs
+        )
 
 
 class _Server(web.Server):
-    def __init__(self, answer: Callable[[Any], Awaitable[web.StreamResponse]], hosts: Hosts, **more: Any) -> None:  # noqa: ANN401 - aiohttp's own
+    def __init__(
+        self,
+        answer: Callable[[Any], Awaitable[web.StreamResponse]],
+        hosts: Hosts,
+        signed: frozenset[str],
+        **more: Any,  # noqa: ANN401 - aiohttp's own
+    ) -> None:
         super().__init__(self._answer, **more)
         self._answer_by_app = answer
         self._hosts = hosts
+        self._signed = signed
         self._protocol_options = more
 
     def __call__(self) -> web.RequestHandler:
@@ -127,7 +142,7 @@ class _Server(web.Server):
         protocol = request.protocol
         assert isinstance(protocol, _Protocol)  # noqa: S101 - made above
         with protocol.handling():
-            if not self._hosts.allow(request.headers.getall("Host", ())):
+            if request.path not in self._signed and not self._hosts.allow(request.headers.getall("Host", ())):
                 return refusal("host")
             if any(expected.lower() != "100-continue" for expected in request.headers.getall("Expect", ())):
                 return refusal("bad_request")

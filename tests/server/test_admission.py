@@ -8,8 +8,8 @@ import structlog
 
 from signaling.server import admission as server_admission
 from signaling.server.admission import Admission
-from signaling.settings import Network
-from tests.server.hosting import PING, Hosted, ask, hosted
+from signaling.settings import Network, ServerSettings
+from tests.server.hosting import FREE, PING, Hosted, ask, hosted
 from tests.server.test_allowance import Clock
 
 FAR, OTHER, PROXY = "203.0.113.7", "203.0.113.8", "10.0.0.1"
@@ -246,3 +246,31 @@ async def until_empty(door: Hosted) -> None:
     async with asyncio.timeout(10):
         while door.server._websocket._open:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0)
+
+
+def test_by_the_defaults_all_that_an_address_had_may_come_back_at_once() -> None:
+    clock = Clock()
+    settings = ServerSettings(**FREE)
+    size = settings.moderation_connections_per_address
+    admission = admitting(
+        places=2 * size, per_address=size, per_address_per_s=settings.moderation_handshakes_per_s, clock=clock
+    )
+    people = [Somebody() for _ in range(size)]
+    for each in people:
+        admission.enter(each, FAR)
+        assert admission.count(each, FAR, ())
+        clock.now += 0.01
+    clock.now += 20
+    for each in people:
+        admission.leave(each)
+    assert sum(admission.count(each, FAR, ()) for each in people if admission.enter(each, FAR)) == size
+    assert not admission.count(Somebody(), FAR, ())
+
+
+@pytest.mark.parametrize("written", [f"{FAR}:51234", f"{FAR}", "[2001:db8::7]:51234", "[2001:db8::7]", "2001:db8::7"])
+def test_an_address_may_be_written_with_its_port(written: str) -> None:
+    admission = admitting(per_address=1, proxies=[ip_network(PROXY)])
+    for forwarded, is_counted in ((written, True), (written, False), (OTHER, True)):
+        somebody = Somebody()
+        admission.enter(somebody, PROXY)
+        assert admission.count(somebody, PROXY, [forwarded]) is is_counted

@@ -397,3 +397,8 @@ async def test_a_page_that_rebinds_its_name_learns_nothing(line: str) -> None:
     url = "http://rebound.example.org/livekit/webhook"
     async with hosted(moderation_internal_token=TOKEN, moderation_webhook_url=url) as host:
         assert not (await answer(host, rebound)).startswith(b"HTTP/1.1 403 ")
+
+
+async def test_a_webhook_may_come_by_any_name_since_no_page_can_sign_one(guarded: Hosted) -> None:
+    line = f"{WEBHOOK}\r\nHost: moderation.meetings.svc\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+    assert (await answer(guarded, line.encode())).endswith(b'{"error": "forged"}')
