@@ -16,8 +16,8 @@ log = structlog.get_logger(__name__)
 
 CLOSED_S: Final = 3_600.0
 """
-How long a room stays closed. LiveKit gives whoever comes in a token for ten minutes and more; one that makes rooms for
-whoever comes (`auto_create`, its default) makes such a room anew.
+How long a room stays closed since anybody was there. LiveKit gives whoever comes in a token for ten minutes and more;
+one that makes rooms for whoever comes (`auto_create`, its default) makes such a room anew, and gives them another.
 """
 _NAMES_A_CALL: Final = 500
 
@@ -99,6 +99,7 @@ class ClosedRooms:
             if room in self and not await self._is_in_use(room):
                 await self._media.delete_room(room)
                 log.info("closed_room_deleted_again", room=room)
+                await self.close(room)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""

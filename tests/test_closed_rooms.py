@@ -122,15 +122,25 @@ async def media(fake: FakeRoomService) -> AsyncIterator[RoomService]:
 async def test_after_an_hour_no_token_is_left(fake: FakeRoomService, media: RoomService) -> None:
     closed = Closed(media)
     await closed.rooms.close(GREEN)
-    closed.now += CLOSED_S - 1
-    fake.create_room(GREEN)
-    await closed.rooms.react(GREEN)
-    assert not fake.rooms
-    closed.now += 2
+    closed.now += CLOSED_S + 1
     fake.create_room(GREEN)
     await closed.rooms.react(GREEN)
     assert fake.rooms == (GREEN,)
     assert GREEN not in closed.rooms
+
+
+async def test_whoever_keeps_coming_has_a_new_token_each_time_and_stays_out(
+    fake: FakeRoomService, media: RoomService
+) -> None:
+    closed = Closed(media)
+    await closed.rooms.close(GREEN)
+    for _ in range(3):
+        closed.now += CLOSED_S - 1
+        fake.create_room(GREEN)
+        await closed.rooms.react(GREEN)
+        assert fake.rooms == ()
+    await closed.rooms.load()  # as another process would
+    assert GREEN in closed.rooms
 
 
 async def test_a_later_end_counts(fake: FakeRoomService, media: RoomService) -> None:
