@@ -276,7 +276,8 @@ class Session:
         elif revision is None or self._since is None or revision > self._since:
             try:
                 self._deliver(delivery)
-            except Exception:  # the host's callback; the others are to get theirs all the same
+            except (Exception, asyncio.CancelledError):
+                # The host's callback, which may have asked a future that was cancelled. Others are to get theirs.
                 log.exception("delivery_failed", room=self.room, participant=self.id)
 
     def begin(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from signaling import ModerationModule, Role, Settings, StoreError
-from signaling.identifiers import BreakoutId, RoomId
+from signaling import Delivery, Kind, ModerationModule, Participant, Role, Settings, StoreError
+from signaling.identifiers import BreakoutId, ParticipantId, RoomId
 from signaling.stores import open_store
 from signaling.testing.fake_room_service import FakeRoomService
-from tests.meeting_on_fake import MeetingOnFake, Person, meeting_on_fake, until
+from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
 
 # --- Who stops waiting -------------------------------------------------------------------------------------------
 
@@ -32,6 +32,24 @@ async def test_whoever_stops_waiting_for_the_end_of_a_session_keeps_nobody_from_
     for person in (alice, carol):
         assert person.told("left", "control") == [{"message": "left", "id": "bob", "reason": "kicked"}]
         assert len(person.noticed("action_taken")) == 1
+
+
+@pytest.mark.parametrize("raised", [LookupError, asyncio.CancelledError])
+async def test_a_delivery_that_raises_keeps_nobody_else_from_theirs(
+    fake: FakeRoomService, raised: type[BaseException]
+) -> None:
+    async with meeting_on_fake(fake) as meeting:
+        alice, carol = await meeting.join("alice", Role.MODERATOR), await meeting.join("carol")
+
+        def deliver(_: Delivery) -> None:
+            raise raised
+
+        bob = Participant(ParticipantId("bob"), role=Role.USER, kind=Kind.USER)
+        await meeting.module.join(ROOM, bob, deliver=deliver)
+        await meeting.join("dora")
+        assert "error" not in await alice.result("enable_microphone_restrictions", unrestricted_participants=[])
+        for person in (alice, carol):
+            assert len(person.told("microphone_restrictions_enabled")) == 1
 
 
 def running() -> list[str]:
