@@ -797,12 +797,17 @@ class Meeting:
             await self.commit_now(CONTROLLER, NoteUnmutedAgain(again))
         await self._tell_of_strangers()
 
-    async def _tell_of_strangers(self) -> None:
-        """Tell moderators who is in LiveKit and has never joined: once, and again if they had gone."""
+    async def _tell_of_strangers(self, *removed: Presence) -> None:
+        """
+        Tell moderators who is in LiveKit and has never joined: once, and again if they had gone.
+
+        Args:
+            removed: Who was there until just now.
+        """
         state = await self.effective_state()
         unknown = {
             ParticipantId(presence.identity)
-            for presence in self.reconciler.roster
+            for presence in (*self.reconciler.roster, *removed)
             if is_unknown(state, presence) and not is_service(presence)
         }
         untold = unknown - self._strangers_told
@@ -844,6 +849,7 @@ class Meeting:
             expected=tuple(source.value for source in expected),
         )
         await self._announce([to_moderators(state, repaired)])
+        await self._tell_of_strangers(found)
 
     def _on_bypass(self, presence: Presence, track: Track) -> None:
         if track.source is not None and track.sid not in self._bypasses:

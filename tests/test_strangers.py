@@ -395,6 +395,22 @@ async def test_drift_is_told_though_the_store_failed_first(fake: FakeRoomService
         assert (await alice.until_told("drift_repaired", "livekit_moderation"))["participant"] == "bob"
 
 
+@pytest.mark.parametrize("is_swept", [True, False])
+async def test_moderators_are_told_of_who_is_removed_at_once(fake: FakeRoomService, *, is_swept: bool) -> None:
+    async with meeting_on_fake(
+        fake, moderation_unknown_participants="remove", moderation_sweep_s=0.05 if is_swept else 60
+    ) as meeting:
+        post = Post(meeting)
+        alice = await meeting.join("alice", Role.MODERATOR)
+        for times in (1, 2):
+            fake.join(ROOM, "eve")
+            if not is_swept:
+                await post.deliver_all()
+            await alice.until_told("unknown_participant", "livekit_moderation", times=times)
+            await until(lambda: "eve" not in fake.permissions(ROOM))
+        assert len(alice.noticed("unknown_participant")) == 2
+
+
 async def test_a_stranger_who_comes_again_is_told_of_again(meeting: MeetingOnFake, post: Post) -> None:
     alice = await meeting.join("alice", Role.MODERATOR)
     for times in (1, 2):
