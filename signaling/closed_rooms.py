@@ -82,9 +82,10 @@ class ClosedRooms:
         """
         if room in self:
             async with self._lock(room):
-                if room in self:
+                if room in self and await self._is_in_use(room):  # else it has ended meanwhile, and stays closed
                     await self._media.delete_room(room)
-                    self._until.pop(room, None)  # its time may have ended meanwhile
+                    if await self._is_in_use(room):
+                        self._until.pop(room, None)  # its time may have ended meanwhile
 
     async def react(self, room: LiveKitRoom) -> None:
         """LiveKit has reported somebody in a room; what fails is tried again at the next look."""

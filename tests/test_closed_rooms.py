@@ -119,6 +119,24 @@ async def media(fake: FakeRoomService) -> AsyncIterator[RoomService]:
         yield service
 
 
+async def test_who_opens_a_room_when_its_meeting_has_ended_meanwhile_leaves_it_closed(
+    fake: FakeRoomService, media: RoomService
+) -> None:
+    closed = Closed(media)
+    await closed.rooms.close(GREEN)
+    await closed.rooms.make_way(GREEN)  # of a token that was asked for before the end
+    await media.ensure_room(GREEN)
+    await closed.rooms.look()
+    assert fake.rooms == ()
+    closed.in_use.add(GREEN)
+    with fake.hang(method="DeleteRoom") as hanging:
+        opening = asyncio.create_task(closed.rooms.make_way(GREEN))
+        await hanging.hit()
+        closed.in_use.clear()
+    await opening
+    assert GREEN in closed.rooms
+
+
 async def test_after_an_hour_no_token_is_left(fake: FakeRoomService, media: RoomService) -> None:
     closed = Closed(media)
     await closed.rooms.close(GREEN)
