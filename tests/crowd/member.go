@@ -228,6 +228,10 @@ func (m *member) leave() {
 	m.mutex.Unlock()
 	request := &livekit.LeaveRequest{Reason: livekit.DisconnectReason_CLIENT_INITIATED}
 	m.send(&livekit.SignalRequest{Message: &livekit.SignalRequest_Leave{Leave: request}})
+	select { // closed too soon, with something unread, it would take back what was said
+	case <-m.done:
+	case <-time.After(leaveWithin / 2):
+	}
 	m.socket.Close()
 	<-m.done
 	m.stop()
