@@ -11,6 +11,7 @@
 # make clean              remove what was made here, .venv included
 ARGS =
 BIN = .venv/bin
+COUNTED = tests/core tests/messages tests/test_schemas.py tests/test_strangers.py tests/test_view.py
 
 .PHONY: demo test lint server bench fuzz mutants docs schemas lock clean
 
@@ -18,11 +19,17 @@ demo:
 	@.ci/bootstrap demo
 	@$(BIN)/livekit-moderation demo $(ARGS)
 
+# Counting lines takes as long again as the tests themselves, so only those that have to reach every branch are counted.
 test: lint
 	@.ci/bootstrap test
-	$(BIN)/coverage run -m pytest $(ARGS)
-	@test -n '$(ARGS)' || uncovered=$$($(BIN)/coverage report --skip-covered --fail-under=100 \
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/coverage run -m pytest $(COUNTED)
+	@uncovered=$$($(BIN)/coverage report --skip-covered --fail-under=100 \
 		--include='signaling/core/*,signaling/messages/*') || { printf '%s\n' "$$uncovered"; exit 1; }
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(COUNTED))
+else
+	$(BIN)/python -m pytest $(ARGS)
+endif
 
 lint:
 	@.ci/bootstrap
