@@ -488,7 +488,7 @@ class Reconciler:
         if not live or muting.until <= asyncio.get_running_loop().time():
             return
         is_muted = await self.mute(*place, live) is Finding.MUTED
-        if is_muted or await self.mute_late(*place, live, frozenset(map(_sid, presence.tracks)), FRESH_S):
+        if is_muted or await self.mute_late(*place, live, frozenset(track.sid for track in presence.tracks), FRESH_S):
             muting.on_muted(live)
 
     def _note_muted(self, place: Place, track: Track) -> None:
@@ -822,10 +822,6 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _sid(track: Track) -> TrackSid:
-    return track.sid
 
 
 def _without_track(presence: Presence, track: Track) -> Presence:
