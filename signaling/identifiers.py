@@ -2,7 +2,7 @@
 
 import re
 from typing import Final, NewType
-from uuid import UUID
+from uuid import UUID, uuid4
 
 RoomId = NewType("RoomId", str)
 """A meeting."""
@@ -32,6 +32,11 @@ _PARTICIPANT: Final = re.compile(rf"[A-Za-z0-9._@:-]{{1,{MAX_LENGTH}}}")
 _IN_PATHS: Final = frozenset({".", ".."})
 """What every client takes out of a path before it asks."""
 _POPOUT: Final = re.compile(r"-popout[0-9]+\Z")
+
+
+def new_command_id() -> CommandId:
+    """A fresh id for a command."""
+    return CommandId(uuid4().hex)
 
 
 def parse_room_id(text: str) -> RoomId:

@@ -41,6 +41,7 @@ from signaling.identifiers import (
     ParticipantId,
     RoomId,
     livekit_room,
+    new_command_id,
     room_of,
 )
 from signaling.livekit.embedded import EmbeddedServer
@@ -51,7 +52,7 @@ from signaling.livekit.webhooks import Webhook, Webhooks
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload
 from signaling.messages.envelope import Delivery, TransactionId, is_transaction_id
-from signaling.rooms import OVER, Meeting, Rules, TooManyWaiting, new_command_id, until_done
+from signaling.rooms import OVER, Meeting, Rules, TooManyWaiting, until_done
 from signaling.session import Deliver, Found, Session
 from signaling.settings import Settings, websocket_form
 from signaling.stores import open_store
@@ -281,7 +282,7 @@ class ModerationModule:
         if found is not None and session.is_newest:
             if found.member is None:
                 depart = Depart(session.id)
-                await meeting.commit_chosen(session.id, lambda _: depart if session.is_newest else None)
+                await meeting.journal.decide(session.id, lambda _: depart if session.is_newest else None)
             else:
                 await meeting.lose_connections({session.id: lambda: session.is_newest})
         session.finish()
@@ -296,10 +297,12 @@ class ModerationModule:
         entering = Enter(participant, knows_moderation=session.has_moderation)
         with self._entrance.waiting():
             # Before their room is made: the meeting then knows of every room that is there.
-            committed = await meeting.commit_chosen(participant.id, lambda _: None if session.is_given_up else entering)
+            committed = await meeting.journal.decide(
+                participant.id, lambda _: None if session.is_given_up else entering
+            )
         if isinstance(committed, Refusal):
             raise _banned(participant.id) if committed.error == "banned" else SessionEnded("nobody waits for it")
-        before, entered = committed.before, committed.record
+        before, entered = committed.before.state, committed.record
         session.found = Found(before.members.get(session.id), before.goes_on)
         if not session.is_over:
             for older in tuple(takewhile(lambda listed: listed is not session, sessions)):  # newer ones end this one
@@ -464,7 +467,7 @@ class ModerationModule:
         committed = await meeting.commit_now(participant, Move(participant, breakout, is_action=True))
         if isinstance(committed, Refusal):
             raise NotInMeeting(f"{participant} is not in the meeting")
-        await meeting.remove_identities(participant, committed.before)
+        await meeting.remove_identities(participant, committed.before.state)
 
     async def audit(self, room: RoomId, *, limit: int = 100, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
         """

@@ -6,13 +6,12 @@ import math
 import operator
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, assert_never
-from uuid import uuid4
 
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
@@ -35,7 +34,6 @@ from signaling.core.commands import (
     NoteUnmutedAgain,
 )
 from signaling.core.conclusions import (
-    Announcement,
     Conclusion,
     conclude,
     mute_announcements,
@@ -61,21 +59,29 @@ from signaling.core.state import (
     BypassNoted,
     CameInto,
     CameSeen,
-    Change,
     MeetingState,
     MutesNoted,
     Popouts,
     apply,
     came_into_both,
-    new_meeting,
 )
 from signaling.entrance import LATE_S, Entrance
 from signaling.errors import MediaServerError, MediaServerUnavailable, SignalingError, StoreError
-from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
+from signaling.identifiers import (
+    CONTROLLER,
+    CommandId,
+    Identity,
+    LiveKitRoom,
+    ParticipantId,
+    RoomId,
+    TrackSid,
+    new_command_id,
+)
 from signaling.livekit.contract import MediaServer, Notice
+from signaling.meeting.journal import NOTHING_TO_DO, Committed, Draft, Journal, audit_of
 from signaling.messages import livekit, moderation
 from signaling.reconciler import Place, Reconciler
-from signaling.stores.contract import AuditEntry, Record, Store
+from signaling.stores.contract import Record, Store
 from signaling.view import Attendance, Shown
 
 log = structlog.get_logger(__name__)
@@ -131,19 +137,6 @@ class Seen:
     later: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A change of the state that needed no turn: the state that it changed, and the record with it."""
-
-    before: MeetingState
-    record: Record
-
-
-def new_command_id() -> CommandId:
-    """A fresh id for a command."""
-    return CommandId(uuid4().hex)
-
-
 class Meeting:
     """
     One meeting, as this process looks after it.
@@ -189,9 +182,13 @@ class Meeting:
         self._on_forgotten = on_forgotten
         self._on_people_in_livekit = on_people_in_livekit
         self._on_state_changed = on_state_changed
-        self._writing = asyncio.Lock()
-        self._line = asyncio.Lock()
-        """Of what a turn need not wait for: one of these at a time waits to be written."""
+        self.journal = Journal(
+            room,
+            store,
+            clock=clock,
+            screen_share_requires_permission=rules.screen_share_requires_permission,
+        )
+        self.journal.listen(self._on_commit)
         self._opening = asyncio.Lock()
         self._waiting: Counter[ParticipantId] = Counter()
         self._small: Counter[ParticipantId] = Counter()
@@ -205,9 +202,7 @@ class Meeting:
         self._is_lifting = False
         self._expired_at = -math.inf
         self.attendance = Attendance()
-        self._effective: tuple[Record, MeetingState] | None = None
         self._deadlines_seen: tuple[object, ...] = ()
-        self.newest: Record | None = None
         self._showing: asyncio.TimerHandle | None = None
         self.reconciler = Reconciler(
             room,
@@ -223,34 +218,25 @@ class Meeting:
             on_change=self._show_soon,
         )
         self._shown = Shown(self.reconciler)
-        self._bypasses: dict[TrackSid, BypassNoted] = {}
+        self._bypasses: set[TrackSid] = set()
         self._came: CameInto = {}
         """What counts already, and is being committed."""
         self._strangers_told: set[ParticipantId] = set()
 
     # --- Reading -------------------------------------------------------------------------------------------------
 
+    @property
+    def newest(self) -> Record | None:
+        """The newest commit's record, `None` before the first that this process hears of."""
+        return self.journal.newest
+
     async def record(self) -> Record:
         """What is kept of the meeting; of one that is not kept yet, how it would begin."""
-        kept = await self._store.read(self.room)
-        if kept is not None:
-            return kept
-        needs_permission = self._rules.screen_share_requires_permission
-        return Record(0, new_meeting(self.room, screen_share_requires_permission=needs_permission))
+        return await self.journal.record()
 
     async def effective_state(self) -> MeetingState:
         """The newest state, a staged decision included."""
-        state = self._effective_of(await self.record())
-        uncommitted: list[Change] = [*self._bypasses.values()]
-        if self._came:
-            uncommitted.append(CameSeen(self._came))
-        return apply(state, uncommitted) if uncommitted else state
-
-    def _effective_of(self, record: Record) -> MeetingState:
-        if self._effective is None or self._effective[0] is not record:
-            # Read before and after each call: for everybody in a room, while one decision is carried out.
-            self._effective = record, record.effective
-        return self._effective[1]
+        return await self.journal.effective_state()
 
     def sources_for_token(self, record: Record, participant: ParticipantId) -> tuple[Source, ...]:
         """What a token may allow now; while a decision is staged, what it allows is looked at again after the turn."""
@@ -302,56 +288,17 @@ class Meeting:
             StoreError: Nothing was committed.
         """
         if not isinstance(command, MemberCommand):
-            return await self.commit_chosen(sender, lambda _: command, command_id, is_urgent=isinstance(command, End))
+            return await self.journal.decide(sender, lambda _: command, command_id, is_urgent=isinstance(command, End))
         moderates = self.newest is not None and may_moderate(self.newest.state, sender)
         if self._small[sender] >= (MAX_WAITING if moderates else MAX_SMALL):  # they lower the hands of others
             raise TooManyWaiting
         self._small[sender] += 1
         try:
-            return await self.commit_chosen(sender, lambda _: command, command_id)
+            return await self.journal.decide(sender, lambda _: command, command_id)
         finally:
             self._small[sender] -= 1
             if not self._small[sender]:
                 del self._small[sender]
-
-    async def commit_chosen(
-        self,
-        sender: ParticipantId,
-        choose: Callable[[MeetingState], AnyCommand | None],
-        command_id: CommandId | None = None,
-        *,
-        is_urgent: bool = False,
-    ) -> Committed | Refusal:
-        """
-        Like `commit_now`, of what is chosen by the state in which it is decided; `None` is nothing to do.
-
-        Args:
-            is_urgent: Whether it goes before what waits; the writes of turns do.
-
-        Raises:
-            StoreError: Nothing was committed.
-        """
-        identifier = command_id or new_command_id()
-        async with contextlib.AsyncExitStack() as stack:
-            if not is_urgent:
-                await stack.enter_async_context(self._line)
-            await stack.enter_async_context(self._writing)
-            while True:
-                record = await self.record()
-                command = choose(record.state)
-                if command is None:
-                    return Refusal("nothing_to_do")
-                decision = decide(record.state, sender, command, now=self._clock(), command_id=identifier)
-                if isinstance(decision, Refusal):
-                    return decision
-                conclusion = conclude(record.state, decision)
-                # What a meeting was about to do ends with it.
-                staged = record.staged if conclusion.state.goes_on else None
-                after = Record(record.revision + 1, conclusion.state, staged)
-                audit = _audit_of(decision, conclusion)
-                if await self._store.write(after, announcements=conclusion.announcements, audit=audit):
-                    self._free_the_screen(record.state, after.state)
-                    return Committed(record.state, after)
 
     async def lose_connections(self, lost: Mapping[ParticipantId, Callable[[], bool]]) -> None:
         """
@@ -382,7 +329,7 @@ class Meeting:
             return LoseConnections(people, self._clock() + self._rules.grace_s) if people else None
 
         try:
-            await self.commit_chosen(CONTROLLER, choose)
+            await self.journal.decide(CONTROLLER, choose)
         finally:
             if self._losing is asyncio.current_task():  # it came to nothing, as everybody who waits is told
                 self._losing = None
@@ -432,7 +379,7 @@ class Meeting:
         refusal = refusal_of(self.newest.state, sender, command, self._clock())
         if refusal is None or self.newest.staged is None:
             return refusal
-        return refusal_of(self._effective_of(self.newest), sender, command, self._clock())
+        return refusal_of(self.journal.effective_of(self.newest), sender, command, self._clock())
 
     async def _decide(
         self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId
@@ -510,13 +457,11 @@ class Meeting:
 
     async def _stage(self, decision: Decision | None) -> bool:
         """Have this decision staged, or none; not if the meeting is over."""
-        async with self._writing:
-            while True:
-                record = await self.record()
-                if not record.state.goes_on:
-                    return False
-                if await self._store.write(replace(record, revision=record.revision + 1, staged=decision)):
-                    return True
+
+        def draft(record: Record) -> Draft | Refusal:
+            return Draft(record.state, decision) if record.state.goes_on else NOTHING_TO_DO
+
+        return isinstance(await self.journal.commit(draft), Committed)
 
     async def _roll_back(self, decision: Decision) -> None:
         await self._stage(None)
@@ -525,31 +470,31 @@ class Meeting:
         self.reconciler.doubt(_concerned(decision, state))
 
     async def _conclude(self, decision: Decision, seen: Seen) -> Conclusion | Refusal:
-        async with self._writing:
-            while True:
-                record = await self.record()
-                if _is_over(record, decision):
-                    return OVER
-                conclusion = conclude(
-                    record.state,
-                    decision,
-                    seen.findings,
-                    silenced=seen.silenced,
-                    present=self._present(record.state),
-                )
-                after = Record(record.revision + 1, conclusion.state)
-                audit = _audit_of(decision, conclusion)
-                if await self._store.write(after, announcements=conclusion.announcements, audit=audit):
-                    self._free_the_screen(record.state, after.state, presenters_of(decision))
-                    return conclusion
+        def draft(record: Record) -> Draft | Refusal:
+            if _is_over(record, decision):
+                return OVER
+            present = self._present(record.state)
+            conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced, present=present)
+            audit = audit_of(decision, conclusion)
+            return Draft(conclusion.state, None, conclusion.announcements, audit, conclusion)
 
-    def _free_the_screen(
-        self, before: MeetingState, after: MeetingState, appointed: frozenset[ParticipantId] = frozenset()
-    ) -> None:
+        committed = await self.journal.commit(draft)
+        if isinstance(committed, Refusal):
+            return committed
+        assert committed.conclusion is not None  # noqa: S101 - it was drafted with it
+        return committed.conclusion
+
+    def _on_commit(self, before: Record | None, record: Record) -> None:
+        if before is not None:
+            self._free_the_screen(before, record)
+
+    def _free_the_screen(self, before: Record, record: Record) -> None:
         """Everybody may share again when the presenter leaves, be it while they were being appointed."""
-        presenters = appointed if before.presenter is None else appointed | {before.presenter}
-        if not presenters <= after.members.keys():
-            self.reconciler.repair(after.members)
+        presenters = set[ParticipantId]() if before.state.presenter is None else {before.state.presenter}
+        if before.staged is not None and record.staged is None:
+            presenters |= presenters_of(before.staged)
+        if not presenters <= record.state.members.keys():
+            self.reconciler.repair(record.state.members)
 
     # --- Carrying out --------------------------------------------------------------------------------------------
 
@@ -631,7 +576,7 @@ class Meeting:
     def _tell_of_late_mute(self, decision: Decision, who: ParticipantId, sources: frozenset[Source]) -> None:
         told = tuple(mute_announcements(who, decision.moderator, sources))
         noted = MutesNoted({who: sources}, self._clock())
-        self.run_in_background(until_done(lambda: self._announce(told, noted)))
+        self.run_in_background(until_done(lambda: self.journal.announce(told, noted)))
 
     async def _hold(self, place: Place, before: Presence | None, sources: frozenset[Source]) -> Finding:
         """Take the sources away, which ends their tracks."""
@@ -659,16 +604,6 @@ class Meeting:
             is_muted = await self.reconciler.mute_late(*place, sources, tracks, within_s)
         if is_muted:
             self._tell_of_late_mute(decision, participant, sources)
-
-    async def _announce(self, announcements: Sequence[Announcement], *noted: MutesNoted) -> None:
-        async with self._writing:
-            while True:
-                record = await self.record()
-                if not record.state.goes_on:
-                    return
-                after = replace(record, revision=record.revision + 1, state=apply(record.state, noted))
-                if await self._store.write(after, announcements=announcements):
-                    return
 
     async def _stop(self, state: MeetingState, decision: Decision, effect: Stop) -> Seen:
         places = {place: who for who in effect.participants for place in self._places(state, who)}
@@ -816,7 +751,7 @@ class Meeting:
             return
         events = [moderation.UnknownParticipant(identity=who) for who in sorted(untold)]
         try:
-            await self._announce([to_moderators(state, event) for event in events])
+            await self.journal.announce([to_moderators(state, event) for event in events])
         except StoreError:
             self._strangers_told -= untold
             raise
@@ -824,6 +759,7 @@ class Meeting:
     async def _note_came(self, came: CameInto) -> None:
         """Remember with what people came who never joined; if the store does not answer, it counts all the same."""
         self._came = came_into_both(self._came, came)
+        self.journal.anticipate(CameSeen, CameSeen(self._came))
         try:
             await self._commit_came(came)
         except StoreError as error:
@@ -837,6 +773,7 @@ class Meeting:
             for room, people in self._came.items()
         }
         self._came = {room: people for room, people in left.items() if people}
+        self.journal.anticipate(CameSeen, CameSeen(self._came) if self._came else None)
 
     def _on_drift(self, found: Presence, expected: tuple[Source, ...]) -> None:
         self.run_in_background(until_done(lambda: self._tell_of_drift(found, expected)))
@@ -848,7 +785,7 @@ class Meeting:
             found=tuple(source.value for source in found.permission.allowed()),
             expected=tuple(source.value for source in expected),
         )
-        await self._announce([to_moderators(state, repaired)])
+        await self.journal.announce([to_moderators(state, repaired)])
         await self._tell_of_strangers(found)
 
     def _on_bypass(self, presence: Presence, track: Track) -> None:
@@ -862,7 +799,8 @@ class Meeting:
         if track.sid in self._bypasses or track.sid in state.bypasses.get(who, ()):
             return  # it is being stopped, or LiveKit could not be told yet, and will be
         media: Literal["audio", "video"] = "audio" if track.is_sound else "video"
-        self._bypasses[track.sid] = BypassNoted(who, source, track.sid, media)
+        self._bypasses.add(track.sid)
+        self.journal.anticipate(track.sid, BypassNoted(who, source, track.sid, media))
         try:
             finding = await self.reconciler.agree((presence.room, presence.identity), Priority.REPAIR)
             if finding.is_failure:
@@ -874,7 +812,8 @@ class Meeting:
             noted = Bypass(who, source, track.sid, media)
             await until_done(lambda: self.take_turn(CONTROLLER, noted, new_command_id()))
         finally:
-            del self._bypasses[track.sid]
+            self._bypasses.discard(track.sid)
+            self.journal.anticipate(track.sid, None)
 
     # --- After a crash -------------------------------------------------------------------------------------------
 
@@ -956,8 +895,8 @@ class Meeting:
 
     def note(self, record: Record) -> None:
         """A commit of this meeting was made: see to it that whatever ends by itself does so in time."""
+        self.journal.note(record)
         state = record.state
-        self.newest = record
         self._show_soon()
         deadlines = (state.members, state.restricted_until, state.holds, state.unmute_requests)
         if len(self._deadlines_seen) != len(deadlines) or any(map(operator.is_not, deadlines, self._deadlines_seen)):
@@ -1016,7 +955,7 @@ class Meeting:
         overdue = frozenset(who for who, until in self._places_end(state).items() if until <= now)
         if overdue:
             try:
-                departed = await self.commit_chosen(
+                departed = await self.journal.decide(
                     CONTROLLER,
                     lambda _: DepartUnlessBack(frozenset(who for who in overdue if not self._is_arriving(who)), now),
                 )
@@ -1025,11 +964,11 @@ class Meeting:
                 raise
             if isinstance(departed, Committed):
                 self._expired_at = asyncio.get_running_loop().time()
-                gone = departed.before.members.keys() - departed.record.state.members.keys()
+                gone = departed.before.state.members.keys() - departed.record.state.members.keys()
                 if len(gone) > REMOVED_UNSEEN:
                     self.reconciler.repair(gone)  # by a list, since hardly anybody of them is still there
                 else:
-                    self.run_in_background(self._remove_all(gone, departed.before))
+                    self.run_in_background(self._remove_all(gone, departed.before.state))
         if not self._is_lifting and any(end <= now for end in _ends(state)):
             self._is_lifting = True
             self.run_in_background(self._lift_what_is_due(now))
@@ -1220,20 +1159,6 @@ def _is_over(record: Record, decision: Decision) -> bool:
     if decision.effect is None:
         return not record.state.goes_on
     return record.staged is None or record.staged.command_id != decision.command_id
-
-
-def _audit_of(decision: Decision, conclusion: Conclusion) -> AuditEntry | None:
-    if not decision.is_action:
-        return None
-    return AuditEntry(
-        decision.command_id,
-        decision.at,
-        decision.moderator,
-        decision.action,
-        tuple(sorted(decision.targets | decision.unknown)),
-        conclusion.outcomes,
-        decision.reason,
-    )
 
 
 OVER: Final = Refusal("insufficient_permissions")

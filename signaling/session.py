@@ -13,11 +13,12 @@ from signaling.core.decisions import Refusal
 from signaling.core.participants import Role
 from signaling.core.state import Member
 from signaling.errors import InvalidParticipant, SessionEnded, StoreError
-from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId
+from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId, new_command_id
+from signaling.meeting.journal import Committed
 from signaling.messages import control, livekit
 from signaling.messages.base import Event, Namespace
 from signaling.messages.envelope import Delivery, TransactionId
-from signaling.rooms import OVER, Committed, Meeting, new_command_id
+from signaling.rooms import OVER, Meeting
 from signaling.view import join_data
 
 log = structlog.get_logger(__name__)
@@ -199,7 +200,7 @@ class Session:
         else:
             self._join_data = join_data(record, credentials)
             self.tell(credentials)
-        await self._meeting.remove_identities(self.id, committed.before)
+        await self._meeting.remove_identities(self.id, committed.before.state)
 
     async def leave(self, reason: control.LeaveReason = "quit") -> None:
         """
@@ -215,10 +216,10 @@ class Session:
         if self._is_over or self._give_way():
             return
         depart = Depart(self.id, reason)
-        committed = await self._meeting.commit_chosen(self.id, lambda _: depart if self.is_newest else None)
+        committed = await self._meeting.journal.decide(self.id, lambda _: depart if self.is_newest else None)
         self.finish()
         if isinstance(committed, Committed):
-            removing = self._meeting.remove_identities(self.id, committed.before)
+            removing = self._meeting.remove_identities(self.id, committed.before.state)
             del committed  # the state before names everybody; when a whole meeting leaves, that is a lot of names
             await removing
 

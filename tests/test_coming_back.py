@@ -64,7 +64,7 @@ async def test_all_who_lose_their_connections_at_once_are_one_commit_and_so_are_
         alice = await meeting.join("alice", in_livekit=False)
         people = [await meeting.join(f"p{number}", in_livekit=number % 10 == 0) for number in range(100)]
         commits.clear()
-        monkeypatch.setattr("signaling.rooms.decide", counted)
+        monkeypatch.setattr("signaling.meeting.journal.decide", counted)
         await asyncio.gather(*(person.session.disconnect() for person in people))
         assert (len(commits), decided) == (1, {"LoseConnections": 1})
         assert await members(meeting) == {"alice", *(person.id for person in people)}
@@ -129,7 +129,7 @@ async def test_the_time_to_come_back_begins_anew_while_joins_wait(fake: FakeRoom
         carol = await meeting.join("carol", in_livekit=False)
         await asyncio.gather(bob.session.disconnect(), carol.session.disconnect())
         meeting_here = looked_after(meeting)
-        async with meeting_here._writing:  # whoever joins waits
+        async with meeting_here.journal._writing:  # whoever joins waits
             joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
             await until(lambda: bool(meeting.module._entrance._waiting_since))
             clock.now += GRACE_S + 5
@@ -151,7 +151,7 @@ async def test_who_is_being_let_in_has_come_back(fake: FakeRoomService) -> None:
         alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
         await bob.session.disconnect()
         meeting_here = looked_after(meeting)
-        async with meeting_here._line:
+        async with meeting_here.journal._line:
             joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
             await until(lambda: bool(meeting.module._entrance._waiting_since))
             clock.now += GRACE_S + MOST_EXTENDED_S + 1
@@ -166,7 +166,7 @@ async def test_who_gives_up_coming_back_is_away_as_before(fake: FakeRoomService)
         alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
         await bob.session.disconnect()
         meeting_here = looked_after(meeting)
-        async with meeting_here._line:
+        async with meeting_here.journal._line:
             joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
             await until(lambda: bool(meeting.module._entrance._waiting_since))
             meeting_here._arm((await meeting_here.record()).state)

@@ -740,7 +740,7 @@ async def test_a_hand_is_still_up_after_a_reconnect_and_hands_are_in_order(meeti
 
 async def test_whoever_is_moved_while_they_join_is_moved_when_they_have(meeting: MeetingOnFake) -> None:
     await meeting.join("alice", Role.MODERATOR)
-    async with meeting.module._meetings[ROOM]._writing:
+    async with meeting.module._meetings[ROOM].journal._writing:
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await until(lambda: "bob" in meeting.module._sessions[ROOM])
         moving = asyncio.create_task(meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red")))
@@ -790,7 +790,7 @@ async def test_nobody_can_be_moved_whose_joining_came_to_nothing(fake: FakeRoomS
     store = MemoryStore()
     async with meeting_on_fake(fake, store=store) as meeting:
         await meeting.join("alice", Role.MODERATOR)
-        async with meeting.module._meetings[ROOM]._writing:
+        async with meeting.module._meetings[ROOM].journal._writing:
             joining = asyncio.create_task(meeting.join("bob"))
             await until(lambda: "bob" in meeting.module._sessions[ROOM])
             moving = asyncio.create_task(meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red")))

@@ -106,7 +106,7 @@ async def test_at_most_one_raised_hand_or_join_is_ahead_of_each_write_of_a_moder
         guests = [await meeting.join(f"g{number}", in_livekit=False) for number in range(20)]
         here = meeting.module._meetings[ROOM]
         store.listen(commits.append)
-        async with here._writing:
+        async with here.journal._writing:
             hands = [
                 asyncio.create_task(guest.session.receive("control", {"action": "raise_hand"})) for guest in guests
             ]
@@ -125,7 +125,7 @@ async def test_at_most_one_raised_hand_or_join_is_ahead_of_each_write_of_a_moder
 async def test_one_person_has_only_a_few_small_things_waiting(meeting: MeetingOnFake) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     here = meeting.module._meetings[ROOM]
-    async with here._writing:
+    async with here.journal._writing:
         asked = [
             asyncio.create_task(bob.session.receive("livekit", {"action": "request_popout_stream_access_token"}))
             for _ in range(MAX_SMALL + 3)
@@ -148,7 +148,7 @@ async def test_the_end_of_a_meeting_waits_for_no_crowd(fake: FakeRoomService) ->
         await meeting.join("alice")
         here = meeting.module._meetings[ROOM]
         store.listen(commits.append)
-        async with here._writing:
+        async with here.journal._writing:
             joins = [asyncio.create_task(meeting.join(f"p{number}", in_livekit=False)) for number in range(20)]
             await until(lambda: len(meeting.module._entrance._waiting_since) == 20)
             ending = asyncio.create_task(meeting.module.close_room(ROOM))

@@ -16,10 +16,10 @@ from signaling.core.participants import Participant, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import Block, MeetingState
 from signaling.errors import MediaServerUnavailable, StoreError
-from signaling.identifiers import CONTROLLER, LiveKitRoom, ParticipantId, RoomId
+from signaling.identifiers import CONTROLLER, LiveKitRoom, ParticipantId, RoomId, new_command_id
 from signaling.livekit.room_service import RoomService
 from signaling.messages import control, livekit, moderation
-from signaling.rooms import Meeting, Rules, new_command_id
+from signaling.rooms import Meeting, Rules
 from signaling.stores import open_store
 from signaling.stores.contract import Commit, Store
 from signaling.testing.fake_room_service import FakeRoomService

@@ -358,7 +358,7 @@ async def test_a_joiner_is_not_told_again_what_their_welcome_says_already(fake: 
             hands.append(asyncio.create_task(person.session.receive("control", {"action": "raise_hand"})))
             if person is carol:
                 await store.has_written.wait()
-        await until(lambda: bool(kept(meeting)._line._waiters))
+        await until(lambda: bool(kept(meeting).journal._line._waiters))
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await until(lambda: BOB in meeting.module._sessions[ROOM])
         store.answers.set()  # Dave's hand goes up between Bob's beginning to join and his being in
@@ -385,7 +385,7 @@ async def test_who_goes_while_a_newer_connection_of_theirs_comes_takes_nothing_f
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
         going = asyncio.create_task(getattr(older.session, end)())
-        await until(lambda: older.session.is_over or len(kept(meeting)._line._waiters or ()) > 0)
+        await until(lambda: older.session.is_over or len(kept(meeting).journal._line._waiters or ()) > 0)
         store.answers.set()
         newer = await joining
         await asyncio.gather(going, raising)
@@ -404,7 +404,7 @@ async def test_who_comes_again_before_their_leaving_is_written_was_never_away(fa
         raising = asyncio.create_task(carol.session.receive("control", {"action": "raise_hand"}))
         await store.has_written.wait()
         leaving = asyncio.create_task(older.session.leave())
-        await until(lambda: bool(kept(meeting)._line._waiters))
+        await until(lambda: bool(kept(meeting).journal._line._waiters))
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
         store.answers.set()

@@ -15,11 +15,11 @@ from signaling.answers import answers, asks_for_result, named_action
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
+from signaling.identifiers import new_command_id
 from signaling.messages import control, echo, livekit, moderation, removal
 from signaling.messages.base import Event, Namespace, parse_payload
 from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery, EnvelopeError, Frame, TransactionId, parse_frame
 from signaling.module import RETRY_AFTER_S, ModerationModule
-from signaling.rooms import new_command_id
 from signaling.server.allowance import Allowance
 from signaling.server.channel import Channel
 from signaling.server.outbox import Outbox

@@ -1,0 +1,1 @@
+"""One meeting as a process looks after it, from parts that each do one thing."""

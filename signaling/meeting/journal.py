@@ -1,0 +1,207 @@
+"""The record of a meeting, and the only one that writes it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from signaling.core.commands import AnyCommand
+from signaling.core.conclusions import Announcement, Conclusion, conclude
+from signaling.core.decisions import Decision, Refusal, decide
+from signaling.core.state import Change, MeetingState, apply, new_meeting
+from signaling.identifiers import CommandId, ParticipantId, RoomId, new_command_id
+from signaling.stores.contract import AuditEntry, Record, Store
+
+NOTHING_TO_DO = Refusal("nothing_to_do")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is to be committed; `staged` is what is being carried out then."""
+
+    state: MeetingState
+    staged: Decision | None
+    announcements: Sequence[Announcement] = ()
+    audit: AuditEntry | None = None
+    conclusion: Conclusion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit that was made: the record that it changed, the one that it made, and what it concluded, if anything."""
+
+    before: Record
+    record: Record
+    conclusion: Conclusion | None = None
+
+
+def audit_of(decision: Decision, conclusion: Conclusion) -> AuditEntry | None:
+    """What the audit keeps of a decision that was concluded, if it keeps it."""
+    if not decision.is_action:
+        return None
+    return AuditEntry(
+        decision.command_id,
+        decision.at,
+        decision.moderator,
+        decision.action,
+        tuple(sorted(decision.targets | decision.unknown)),
+        conclusion.outcomes,
+        decision.reason,
+    )
+
+
+class Journal:
+    """
+    What is kept of one meeting, and what is committed to it.
+
+    Args:
+        clock: Seconds since the epoch.
+        screen_share_requires_permission: How a meeting begins.
+
+    Attributes:
+        newest: The newest commit's record, `None` before the first that this process hears of.
+    """
+
+    def __init__(
+        self,
+        room: RoomId,
+        store: Store,
+        *,
+        clock: Callable[[], float],
+        screen_share_requires_permission: bool = False,
+    ) -> None:
+        self.room = room
+        self.newest: Record | None = None
+        self._store = store
+        self._clock = clock
+        self._screen_share_requires_permission = screen_share_requires_permission
+        self._writing = asyncio.Lock()
+        self._line = asyncio.Lock()
+        """Of what a turn need not wait for: one of these at a time waits to be written."""
+        self._effective: tuple[Record, MeetingState] | None = None
+        self._anticipated: dict[object, Change] = {}
+        self._listeners: list[Callable[[Record | None, Record], None]] = []
+
+    # --- Reading -------------------------------------------------------------------------------------------------
+
+    async def record(self) -> Record:
+        """What is kept of the meeting; of one that is not kept yet, how it would begin."""
+        kept = await self._store.read(self.room)
+        if kept is not None:
+            return kept
+        needs_permission = self._screen_share_requires_permission
+        return Record(0, new_meeting(self.room, screen_share_requires_permission=needs_permission))
+
+    async def state(self) -> MeetingState:
+        """The state that was committed, without a decision that is being carried out."""
+        return (await self.record()).state
+
+    async def effective_state(self) -> MeetingState:
+        """The newest state, a staged decision and what is about to be committed included."""
+        state = self.effective_of(await self.record())
+        return apply(state, self._anticipated.values()) if self._anticipated else state
+
+    def effective_of(self, record: Record) -> MeetingState:
+        """The state of a record, its staged decision included."""
+        if self._effective is None or self._effective[0] is not record:
+            # Read before and after each call: for everybody in a room, while one decision is carried out.
+            self._effective = record, record.effective
+        return self._effective[1]
+
+    def anticipate(self, key: object, change: Change | None) -> None:
+        """Have a change count already that is about to be committed; `None`: no longer. A newer one of a key wins."""
+        if change is None:
+            self._anticipated.pop(key, None)
+        else:
+            self._anticipated[key] = change
+
+    # --- Writing -------------------------------------------------------------------------------------------------
+
+    async def commit(
+        self, draft: Callable[[Record], Draft | Refusal], *, is_urgent: bool = True
+    ) -> Committed | Refusal:
+        """
+        Commit what is drafted by the newest record; drafted again if somebody else was quicker.
+
+        Args:
+            is_urgent: Whether it goes before what waits; the writes of turns do.
+
+        Raises:
+            StoreError: Nothing was committed.
+        """
+        async with AsyncExitStack() as stack:
+            if not is_urgent:
+                await stack.enter_async_context(self._line)
+            await stack.enter_async_context(self._writing)
+            while True:
+                before = await self.record()
+                drafted = draft(before)
+                if isinstance(drafted, Refusal):
+                    return drafted
+                after = Record(before.revision + 1, drafted.state, drafted.staged)
+                if await self._store.write(after, announcements=drafted.announcements, audit=drafted.audit):
+                    self.note(after)
+                    return Committed(before, after, drafted.conclusion)
+
+    async def decide(
+        self,
+        sender: ParticipantId,
+        choose: Callable[[MeetingState], AnyCommand | None],
+        command_id: CommandId | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> Committed | Refusal:
+        """
+        Decide and commit what needs no turn: who is here, and what always stands whatever LiveKit says.
+
+        Args:
+            choose: The command, by the state in which it is decided; `None` is nothing to do.
+            is_urgent: Whether it goes before what waits.
+
+        Raises:
+            StoreError: Nothing was committed.
+        """
+        identifier = command_id or new_command_id()
+
+        def draft(record: Record) -> Draft | Refusal:
+            command = choose(record.state)
+            if command is None:
+                return NOTHING_TO_DO
+            decision = decide(record.state, sender, command, now=self._clock(), command_id=identifier)
+            if isinstance(decision, Refusal):
+                return decision
+            conclusion = conclude(record.state, decision)
+            # What a meeting was about to do ends with it.
+            staged = record.staged if conclusion.state.goes_on else None
+            audit = audit_of(decision, conclusion)
+            return Draft(conclusion.state, staged, conclusion.announcements, audit, conclusion)
+
+        return await self.commit(draft, is_urgent=is_urgent)
+
+    async def announce(self, announcements: Sequence[Announcement], *changes: Change) -> None:
+        """
+        Tell something of a meeting that goes on, and commit what changes with it.
+
+        Raises:
+            StoreError: Nobody was told.
+        """
+
+        def draft(record: Record) -> Draft | Refusal:
+            if not record.state.goes_on:
+                return NOTHING_TO_DO
+            return Draft(apply(record.state, changes), record.staged, announcements)
+
+        await self.commit(draft)
+
+    # --- Following -----------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Callable[[Record | None, Record], None]) -> None:
+        """Call `listener` with the record before and the one now, for each commit in order. It must not raise."""
+        self._listeners.append(listener)
+
+    def note(self, record: Record) -> None:
+        """A commit of this meeting was made, here or elsewhere."""
+        before, self.newest = self.newest, record
+        if before is not record:
+            for listener in self._listeners:
+                listener(before, record)
