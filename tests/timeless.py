@@ -59,10 +59,10 @@ class Direct(aiohttp.BaseConnector):
         traces: "list[Trace]",  # noqa: ARG002
         timeout: aiohttp.ClientTimeout,  # noqa: ARG002, ASYNC109
     ) -> ResponseHandler:
-        if self._fake._web is None:
+        if self._fake._listener.web is None:
             raise aiohttp.ClientConnectionError("nobody listens")
         protocol: ResponseHandler = self._factory()
-        near, far = _End(protocol, self._loop), _End(self._fake._web(), self._loop)
+        near, far = _End(protocol, self._loop), _End(self._fake._listener.web(), self._loop)
         near.other, far.other = far, near
         for end in (far, near):
             end.protocol.connection_made(end)

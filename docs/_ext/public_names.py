@@ -11,8 +11,11 @@ from sphinx.environment import BuildEnvironment
 import signaling
 import signaling.server
 import signaling.testing
+import signaling.testing.fake_room_service
 
 _PACKAGES: Final = (signaling, signaling.server, signaling.testing)
+_PARTS: Final = (signaling.testing.fake_room_service,)
+"""Whose other public names are imported from themselves."""
 _ENUM: Final = re.compile(r"<google\.protobuf[^>]*>|(google\.protobuf\.internal\.enum_type_wrapper\.)?EnumTypeWrapper")
 """How protobuf's enums write themselves, with an address in memory; their values are numbers."""
 
@@ -26,8 +29,9 @@ def setup(app: Sphinx) -> Mapping[str, bool]:
 
 def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: object) -> object:
     """A class is written in one place, and documented by the name that it is imported by."""
-    name = node.get("reftarget", "").rpartition(".")[2]
-    for package in _PACKAGES:
+    where, _, name = node.get("reftarget", "").rpartition(".")
+    parts = tuple(part for part in _PARTS if where.startswith(part.__name__))
+    for package in _PACKAGES + parts:
         if node.get("refdomain") == "py" and name in package.__all__:
             target = f"{package.__name__}.{name}"
             return env.domains.python_domain.resolve_xref(
