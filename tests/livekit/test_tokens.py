@@ -6,10 +6,11 @@ from typing import Any
 
 import jwt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signaling.core.participants import ALL_SOURCES, Kind, Source
+from signaling.errors import ConfigurationError
 from signaling.identifiers import Identity, LiveKitRoom
 from signaling.livekit.tokens import TokenMint
 
@@ -115,6 +116,31 @@ def test_no_token_carries_anything_administrative_or_leaves_a_grant_to_its_defau
         "hidden",
     }
     assert video["canPublish"] is bool(video["canPublishSources"])
+
+
+@given(
+    key=st.text(),
+    secret=st.text(min_size=1),
+    room=st.text(),
+    identity=st.text(),
+    sources=st.sets(st.sampled_from(Source)).map(lambda chosen: tuple(source for source in Source if source in chosen)),
+    kind=st.sampled_from(Kind),
+)
+@example(key="", secret="short", room="é", identity="\ud800", sources=(), kind=Kind.USER)
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+def test_pyjwt_would_have_made_the_same_token(
+    key: str, secret: str, room: str, identity: str, sources: tuple[Source, ...], kind: Kind
+) -> None:
+    token = TokenMint(key, secret).for_participant(LiveKitRoom(room), Identity(identity), sources=sources, kind=kind)
+    claims = jwt.decode(token, secret, algorithms=["HS256"])
+    assert (claims["iss"], claims["sub"], claims["name"], claims["video"]["room"]) == (key, identity, identity, room)
+    assert jwt.encode(claims, secret, algorithm="HS256") == token
+
+
+@pytest.mark.parametrize("secret", ["", "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n"])
+def test_what_is_no_secret_is_refused_at_once(secret: str) -> None:
+    with pytest.raises(ConfigurationError, match="LIVEKIT_API_SECRET: is not a secret to sign with"):
+        TokenMint(KEY, secret)
 
 
 def test_another_secret_signs_another_token() -> None:
