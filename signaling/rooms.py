@@ -18,6 +18,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from signaling import metrics
 from signaling.closed_rooms import ClosedRooms
+from signaling.core.applying import apply
+from signaling.core.changes import BypassNoted, CameSeen, MutesNoted
 from signaling.core.commands import (
     AnyCommand,
     Bypass,
@@ -55,16 +57,7 @@ from signaling.core.enforcement import (
 from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import is_service, publishable, stricter
 from signaling.core.references import people
-from signaling.core.state import (
-    BypassNoted,
-    CameInto,
-    CameSeen,
-    MeetingState,
-    MutesNoted,
-    Popouts,
-    apply,
-    came_into_both,
-)
+from signaling.core.state import CameInto, MeetingState, Popouts, came_into_both
 from signaling.entrance import LATE_S, Entrance
 from signaling.errors import MediaServerError, MediaServerUnavailable, SignalingError, StoreError
 from signaling.identifiers import (

@@ -12,25 +12,22 @@ import structlog.testing
 from livekit.protocol import models
 
 from signaling import metrics
-from signaling.core.effects import Finding, Presence, Priority, Track
-from signaling.core.participants import ALL_SOURCES, Kind, Role, Source
-from signaling.core.state import (
+from signaling.core.applying import apply
+from signaling.core.changes import (
     Change,
     Departed,
     Ended,
     Entered,
-    MeetingState,
-    Member,
     Moved,
-    Popout,
     PopoutIssued,
     PresenterSet,
     Restricted,
     RoomDeleted,
     Unrestricted,
-    apply,
-    new_meeting,
 )
+from signaling.core.effects import Finding, Presence, Priority, Track
+from signaling.core.participants import ALL_SOURCES, Kind, Role, Source
+from signaling.core.state import MeetingState, Member, Popout, new_meeting
 from signaling.errors import MediaServerUnavailable, StoreError
 from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import Notice

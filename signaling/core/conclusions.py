@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
-from signaling.core.decisions import Decision
-from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Presence, Stop
-from signaling.core.enforcement import allowable, is_unknown
-from signaling.core.participants import SCREEN_SOURCES, SERVICES, Role, Source
-from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
-from signaling.core.state import (
-    ASK_AGAIN_S,
+from signaling.core.applying import apply
+from signaling.core.changes import (
     Asked,
     BypassNoted,
     Change,
@@ -21,11 +16,9 @@ from signaling.core.state import (
     Granted,
     HandSet,
     Held,
-    MeetingState,
     MutesForgotten,
     MutesNoted,
     PresenterSet,
-    PresenterWas,
     PutBack,
     RequestClosed,
     Restricted,
@@ -33,8 +26,13 @@ from signaling.core.state import (
     RoleGiven,
     TimedOut,
     Unrestricted,
-    apply,
 )
+from signaling.core.decisions import Decision
+from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Presence, Stop
+from signaling.core.enforcement import allowable, is_unknown
+from signaling.core.participants import SCREEN_SOURCES, SERVICES, Role, Source
+from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
+from signaling.core.state import ASK_AGAIN_S, MeetingState, PresenterWas
 from signaling.identifiers import CONTROLLER, CommandId, ParticipantId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event, in_order, rfc3339

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from signaling.core.applying import apply
+from signaling.core.changes import Change
 from signaling.core.commands import AnyCommand
 from signaling.core.conclusions import Announcement, Conclusion, conclude
 from signaling.core.decisions import Decision, Refusal, decide
-from signaling.core.state import Change, MeetingState, apply, new_meeting
+from signaling.core.state import MeetingState, new_meeting
 from signaling.identifiers import CommandId, ParticipantId, RoomId, new_command_id
 from signaling.stores.contract import AuditEntry, Record, Store
 

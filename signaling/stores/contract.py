@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from signaling.core.applying import apply
 from signaling.core.conclusions import Announcement
 from signaling.core.decisions import Decision
-from signaling.core.state import MeetingState, apply
+from signaling.core.state import MeetingState
 from signaling.identifiers import CommandId, ParticipantId, RoomId
 from signaling.messages.moderation import Outcome
 

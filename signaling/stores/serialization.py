@@ -22,8 +22,9 @@ from pydantic import (
     WrapSerializer,
 )
 
+from signaling.core.changes import Change
 from signaling.core.effects import Effect
-from signaling.core.state import Change, Setting
+from signaling.core.state import Setting
 from signaling.errors import StoreError
 from signaling.stores.contract import AuditEntry, Record
 

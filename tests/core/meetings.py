@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from signaling.core.applying import apply
+from signaling.core.changes import Change
 from signaling.core.commands import AnyCommand, Depart, Enter
 from signaling.core.conclusions import Conclusion, Only, conclude
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Allow, Call, Finding, Permission, Presence, Remove, Track
 from signaling.core.participants import ALL_SOURCES, Kind, Participant, Role, Source
-from signaling.core.state import Change, MeetingState, apply
+from signaling.core.state import MeetingState
 from signaling.identifiers import (
     CONTROLLER,
     BreakoutId,

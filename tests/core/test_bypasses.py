@@ -2,10 +2,12 @@
 
 import pytest
 
+from signaling.core.applying import apply
 from signaling.core.bypasses import bypassing, unaccompanied
+from signaling.core.changes import Granted, Restricted
 from signaling.core.effects import Permission, Presence, Track
 from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import Granted, MeetingState, Restricted, apply
+from signaling.core.state import MeetingState
 from signaling.identifiers import Identity, ParticipantId, TrackSid
 from tests.core.meetings import (
     ALICE,

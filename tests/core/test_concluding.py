@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 
+from signaling.core.changes import Restricted
 from signaling.core.commands import AnyCommand, ChangeRole, Depart, End, Enter, LoseConnections, Move, NoteRoomDeleted
 from signaling.core.conclusions import Only, conclude, control_data, mute_announcements
 from signaling.core.effects import Agree, Finding
 from signaling.core.participants import Kind, Participant, Role
 from signaling.core.policy import publishable
-from signaling.core.state import Restricted
 from signaling.identifiers import CONTROLLER, ParticipantId
 from signaling.messages import control, livekit
 from signaling.messages.moderation import Outcome

@@ -1,5 +1,22 @@
 import pytest
 
+from signaling.core.changes import (
+    CameSeen,
+    ConnectionLost,
+    Departed,
+    Ended,
+    Entered,
+    Granted,
+    HandSet,
+    Moved,
+    PopoutIssued,
+    Restricted,
+    Revoked,
+    RoleGiven,
+    RoomDeleted,
+    TimedOut,
+    Unrestricted,
+)
 from signaling.core.commands import (
     AnyCommand,
     ChangeRole,
@@ -18,27 +35,7 @@ from signaling.core.decisions import Decision, Refusal, refusal_of
 from signaling.core.effects import Agree, Mute
 from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Participant, Role
 from signaling.core.policy import publishable
-from signaling.core.state import (
-    Came,
-    CameSeen,
-    ConnectionLost,
-    Departed,
-    Ended,
-    Entered,
-    Granted,
-    HandSet,
-    Member,
-    Moved,
-    Popout,
-    PopoutIssued,
-    Restricted,
-    Revoked,
-    RoleGiven,
-    RoomDeleted,
-    TimedOut,
-    Unrestricted,
-    new_meeting,
-)
+from signaling.core.state import Came, Member, Popout, new_meeting
 from signaling.identifiers import CONTROLLER, BreakoutId, Identity, ParticipantId
 from signaling.messages import control, moderation
 from tests.core.meetings import (

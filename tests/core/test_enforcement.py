@@ -2,6 +2,21 @@ from dataclasses import replace
 
 import pytest
 
+from signaling.core.changes import (
+    Banned,
+    CameSeen,
+    Change,
+    Departed,
+    Granted,
+    Held,
+    HoldsEnded,
+    MutesNoted,
+    PresenterSet,
+    PutBack,
+    Restricted,
+    Revoked,
+    Unrestricted,
+)
 from signaling.core.commands import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
 from signaling.core.enforcement import (
@@ -16,25 +31,7 @@ from signaling.core.enforcement import (
     unnoted,
 )
 from signaling.core.participants import Kind, LiveKitKind, Role, Source
-from signaling.core.state import (
-    Banned,
-    Block,
-    BlockWas,
-    Came,
-    CameSeen,
-    Change,
-    Departed,
-    Granted,
-    Held,
-    HoldsEnded,
-    MeetingState,
-    MutesNoted,
-    PresenterSet,
-    PutBack,
-    Restricted,
-    Revoked,
-    Unrestricted,
-)
+from signaling.core.state import Block, BlockWas, Came, MeetingState
 from signaling.identifiers import CONTROLLER, Identity, LiveKitRoom, ParticipantId, TrackSid
 from signaling.messages import moderation
 from tests.core.meetings import (

@@ -2,25 +2,15 @@
 
 import pytest
 
+from signaling.core.applying import apply
+from signaling.core.changes import Banned, Departed, Held, PutBack
 from signaling.core.commands import AnyCommand, Bypass, Depart, Enter, Expire, Extend, LoseConnections, NoteUnmutedAgain
 from signaling.core.conclusions import conclude, microphone_restrictions, presenters_of
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Agree, Expel, Finding, Mute, Stop
 from signaling.core.participants import SCREEN_SOURCES, Kind
 from signaling.core.policy import publishable
-from signaling.core.state import (
-    Banned,
-    Block,
-    BlockCause,
-    BlockWas,
-    Departed,
-    Held,
-    HoldWas,
-    MeetingState,
-    PutBack,
-    UnmuteRequest,
-    apply,
-)
+from signaling.core.state import Block, BlockCause, BlockWas, HoldWas, MeetingState, UnmuteRequest
 from signaling.identifiers import CONTROLLER, CommandId, ParticipantId, TrackSid
 from signaling.messages import livekit, moderation
 from signaling.messages.base import rfc3339

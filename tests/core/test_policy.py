@@ -1,23 +1,20 @@
 import pytest
 
-from signaling.core.effects import Presence
-from signaling.core.participants import Kind, LiveKitKind, Role, Source
-from signaling.core.policy import is_service, publishable, stricter
-from signaling.core.state import (
+from signaling.core.changes import (
     Banned,
-    Block,
-    BlockCause,
     BypassNoted,
     Granted,
     Held,
-    MeetingState,
     PresenterSet,
     Restricted,
     Revoked,
     RoleGiven,
     Unrestricted,
-    new_meeting,
 )
+from signaling.core.effects import Presence
+from signaling.core.participants import Kind, LiveKitKind, Role, Source
+from signaling.core.policy import is_service, publishable, stricter
+from signaling.core.state import Block, BlockCause, MeetingState, new_meeting
 from signaling.identifiers import ParticipantId, TrackSid
 from tests.core.meetings import (
     ALICE,

@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 
+from signaling.core.changes import Banned, Departed, Held, Restricted, Revoked
 from signaling.core.commands import AnyCommand
 from signaling.core.decisions import Decision, decide
 from signaling.core.references import people, person
-from signaling.core.state import Banned, Came, Departed, Held, Restricted, Revoked
+from signaling.core.state import Came
 from signaling.identifiers import ParticipantId
 from signaling.messages import livekit, moderation
 from tests.core.meetings import ALICE, AT, BOB, CAROL, COMMAND, MAIN, MEETING, MICROPHONE, changed, present

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from signaling.core.applying import apply
 from signaling.core.commands import (
     AnyCommand,
     Bypass,
@@ -27,7 +28,7 @@ from signaling.core.effects import Finding, Mute, Permission, Presence, Stop
 from signaling.core.enforcement import call_for, owner_of, plan
 from signaling.core.participants import Kind, LiveKitKind, Participant, Role, Source
 from signaling.core.policy import publishable, stricter
-from signaling.core.state import MeetingState, apply, new_meeting
+from signaling.core.state import MeetingState, new_meeting
 from signaling.identifiers import CONTROLLER, CommandId, Identity, LiveKitRoom, ParticipantId, TrackSid
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace

@@ -1,24 +1,14 @@
 """What is easily broken without anybody noticing: each of these was found by a fault made on purpose."""
 
+from signaling.core.applying import apply
 from signaling.core.bypasses import unaccompanied
+from signaling.core.changes import Banned, Held, PutBack, Restricted, Revoked, Unrestricted
 from signaling.core.commands import Expire
 from signaling.core.decisions import Refusal, decide
 from signaling.core.effects import Agree, Finding, Permission, Presence, Track
 from signaling.core.enforcement import is_unknown, plan, unnoted
 from signaling.core.participants import Kind, LiveKitKind, Source
-from signaling.core.state import (
-    ASK_AGAIN_S,
-    Banned,
-    BanWas,
-    Came,
-    Held,
-    MeetingState,
-    PutBack,
-    Restricted,
-    Revoked,
-    Unrestricted,
-    apply,
-)
+from signaling.core.state import ASK_AGAIN_S, BanWas, Came, MeetingState
 from signaling.identifiers import CONTROLLER, CommandId, Identity, TrackSid
 from signaling.messages import moderation
 from tests.core.meetings import (

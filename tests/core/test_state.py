@@ -5,17 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signaling.core.participants import ALL_SOURCES, Kind, Role
-from signaling.core.state import (
-    POPOUTS_PER_PERSON,
-    UNDOABLE_COMMANDS,
-    UNDOABLE_SETTINGS,
+from signaling.core.applying import apply
+from signaling.core.changes import (
     Asked,
     Banned,
-    BanWas,
-    Block,
-    BlockCause,
-    BlockWas,
     BypassNoted,
     Change,
     ConnectionLost,
@@ -26,33 +19,41 @@ from signaling.core.state import (
     HandSet,
     Held,
     HoldsEnded,
-    ListingWas,
-    MeetingState,
-    Member,
     Moved,
-    MuteNote,
     MutesForgotten,
     MutesNoted,
-    Popout,
     PopoutIssued,
-    Popouts,
     PresenterSet,
-    PresenterWas,
     PutBack,
     RequestClosed,
     RequestsLapsed,
     Restricted,
-    RestrictionWas,
     Revoked,
     RoleGiven,
     RoomDeleted,
-    Setting,
     Unbanned,
-    UnmuteRequest,
     Unrestricted,
-    apply,
+)
+from signaling.core.participants import ALL_SOURCES, Kind, Role
+from signaling.core.state import (
+    POPOUTS_PER_PERSON,
+    BanWas,
+    Block,
+    BlockCause,
+    BlockWas,
+    ListingWas,
+    MeetingState,
+    Member,
+    MuteNote,
+    Popout,
+    Popouts,
+    PresenterWas,
+    RestrictionWas,
+    Setting,
+    UnmuteRequest,
     new_meeting,
 )
+from signaling.core.undo import UNDOABLE_COMMANDS, UNDOABLE_SETTINGS
 from signaling.identifiers import CommandId, Identity, LiveKitRoom, ParticipantId, TrackSid, popout_identity
 from signaling.messages.control import LeaveReason
 from tests.core.meetings import (

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from signaling.core.changes import Restricted
 from signaling.core.conclusions import Announcement, Everyone
 from signaling.core.decisions import Decision
 from signaling.core.participants import Source
-from signaling.core.state import Restricted
 from signaling.identifiers import CommandId, ParticipantId, RoomId
 from signaling.messages import livekit
 from signaling.messages.moderation import Outcome

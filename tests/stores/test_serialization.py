@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticSerializationError
 
+from signaling.core.applying import apply
+from signaling.core.changes import Banned, Change, Ended, Granted, PresenterSet, Revoked
 from signaling.core.commands import (
     AnyCommand,
     Bypass,
@@ -32,21 +34,7 @@ from signaling.core.conclusions import conclude
 from signaling.core.decisions import Decision, decide
 from signaling.core.effects import Effect, Finding, Mute, Presence, Stop
 from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import (
-    Banned,
-    Block,
-    BlockCause,
-    Came,
-    Change,
-    Ended,
-    Granted,
-    MeetingState,
-    Member,
-    PresenterSet,
-    Revoked,
-    Setting,
-    apply,
-)
+from signaling.core.state import Block, BlockCause, Came, MeetingState, Member, Setting
 from signaling.errors import StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, TrackSid
 from signaling.messages import control, livekit, moderation
