@@ -1,5 +1,6 @@
 """How the stand-alone server logs: to standard error, for a person or for a machine, and never a secret."""
 
+import json
 import logging
 import os
 import re
@@ -8,9 +9,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal, NoReturn, TextIO
 
 import structlog
 
@@ -24,15 +25,21 @@ REFUSALS: Final = frozenset(
 )
 """What anybody can cause who reaches a port, or has a ticket: so many lines of each kind, and then their number."""
 REFUSALS_PER_S: Final = 10
+_PATIENT: Final = frozenset({"debug", "info"})
+"""Lines of these levels wait for others."""
 MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 """What waits to be written when nobody reads standard error; lines beyond that are counted, and gone."""
 _FLUSH_S: Final = 1
 """How long the end waits for who does not read."""
+_GATHER_S: Final = 0.02
+"""How long lines wait for others, since the thread that writes them takes the interpreter from whoever logs."""
 _WINDOW_S: Final = 1
 
 _TOKEN: Final = re.compile(
     r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]+|(?<=ticket#)[^\s\"',]+|(?<=bearer )[^\s\"',]+", re.IGNORECASE
 )
+_TOKEN_SIGNS: Final = ("eyj", "et#", "earer ")
+"""What is in a line, in lower case, before the expression finds anything: it takes longer than making the line."""
 
 
 def configure_logging(
@@ -49,7 +56,6 @@ def configure_logging(
         What writes; it is flushed when the process ends.
     """
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -62,7 +68,7 @@ def configure_logging(
             )  # a richer traceback would show variables
         ]
         if for_people
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, _to_json]
     )
     writer = LogWriter(sys.stderr)
     writer.setFormatter(
@@ -77,11 +83,38 @@ def configure_logging(
     root.setLevel(logging.WARNING)
     logging.getLogger("signaling").setLevel(level.upper())
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[structlog.stdlib.filter_by_level, *shared, _Writing(writer, (*renderer, _hide_tokens))],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     return writer
+
+
+class _Writing:
+    """
+    Ends what structlog does with a line: it goes to the writer without the standard library.
+
+    That would look for the caller, and take a record and two copies for it: most of what a line costs.
+    """
+
+    def __init__(self, writer: "LogWriter", renderer: Sequence[structlog.typing.Processor]) -> None:
+        self._writer = writer
+        self._renderer = renderer
+
+    def __call__(self, logger: logging.Logger, method: str, line: MutableMapping[str, Any]) -> NoReturn:
+        """Make the line and put it in, unless it is one too many."""
+
+        def make() -> bytes:
+            rendered: Any = line
+            try:
+                for processor in self._renderer:
+                    rendered = processor(logger, method, rendered)
+                return _encoded(rendered)
+            except Exception as error:  # noqa: BLE001 - whoever logs is not to fail for it
+                return self._writer.fail(logger.name, error)
+
+        self._writer.put(logger.name, line, make, at_once=line["level"] not in _PATIENT)
+        raise structlog.DropEvent
 
 
 class LogWriter(logging.Handler):
@@ -113,26 +146,46 @@ class LogWriter(logging.Handler):
         self._lines: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._left_out = 0
+        self._is_urgent = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Put a line in; never waits."""
+        self.put(record.name, record.msg, lambda: self._line_of(record), at_once=record.levelno > logging.INFO)
+
+    def put(self, logger: str, message: object, make_line: Callable[[], bytes], *, at_once: bool) -> None:
+        """
+        Put a line in, unless it is one too many; never waits.
+
+        Args:
+            message: What structlog made of it, a dictionary; else what a library says.
+            make_line: Called if the line is to be written.
+            at_once: Not to wait for others, so that it is there whatever comes next.
+        """
         with self._changed:
-            if self._limit.is_over(record):
+            had_suppressed = self._limit.has_suppressed
+            if self._limit.is_over(logger, message):
                 metrics.LOG_LINES_LEFT_OUT.labels("refusals").inc()
-                self._changed.notify_all()
+                if not had_suppressed:  # else the thread wakes up to tell of them anyway
+                    self._changed.notify_all()
                 return
-        line = self._line_of(record)
+        line = make_line()
         with self._changed:
             self._say_what_was_left_out()
-            self._put(line)
+            self._put(line, at_once=at_once)
+
+    def fail(self, logger: str, error: Exception) -> bytes:
+        """The line that takes the place of one that cannot be made, which would hold what was to be logged."""
+        return _encoded(self.format(_record("log_line_failed", at=logger, error=type(error).__name__)))
 
     def flush(self) -> None:
         """Wait until all is written, for a moment at most if nobody reads."""
         with self._changed:
             self._say_what_was_left_out(at_once=True)
+            self._is_urgent = bool(self._lines)
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting_bytes == 0, _FLUSH_S)
 
     def close(self) -> None:
@@ -145,24 +198,26 @@ class LogWriter(logging.Handler):
 
     def _line_of(self, record: logging.LogRecord) -> bytes:
         try:
-            text = self.format(record)
+            return _encoded(self.format(record))
         except Exception as error:  # noqa: BLE001 - the standard library would write it, with arguments, and wait
-            text = self.format(_record("log_line_failed", at=record.name, error=type(error).__name__))
-        return f"{text}\n".encode(errors="backslashreplace")
+            return self.fail(record.name, error)
 
-    def _put(self, line: bytes) -> None:
+    def _put(self, line: bytes, *, at_once: bool) -> None:
         if self._is_closed or self._waiting_bytes + len(line) > self._max_waiting_bytes:
             self._left_out += 1
             metrics.LOG_LINES_LEFT_OUT.labels("unread").inc()
         else:
             self._lines.append(line)
             self._waiting_bytes += len(line)
-            self._changed.notify_all()
+            if at_once or len(self._lines) == 1:
+                self._is_urgent = self._is_urgent or at_once
+                self._changed.notify_all()
 
     def _say_what_was_left_out(self, *, at_once: bool = False) -> None:
         for event, error, lines in self._limit.take_suppressed(at_once=at_once):
             more = {} if error is None else {"error": error}
-            self._put(self._line_of(_record("refusals_not_logged", refused=event, lines=lines, **more)))
+            line = self._line_of(_record("refusals_not_logged", refused=event, lines=lines, **more))
+            self._put(line, at_once=True)
 
     def _run(self) -> None:
         while True:
@@ -172,6 +227,8 @@ class LogWriter(logging.Handler):
                         return
                     self._changed.wait(_WINDOW_S if self._limit.has_suppressed else None)
                     self._say_what_was_left_out()
+                self._changed.wait_for(lambda: self._is_urgent or self._is_closed, _GATHER_S)
+                self._is_urgent = False
                 lines, number = b"".join(self._lines), len(self._lines)
                 self._lines.clear()
                 left_out, self._left_out = self._left_out, 0
@@ -201,12 +258,12 @@ class _RefusalLimit:
         self._windows: dict[tuple[str, str | None], _Window] = {}
         self.has_suppressed = False
 
-    def is_over(self, record: logging.LogRecord) -> bool:
+    def is_over(self, logger: str, message: object) -> bool:
         """Whether this line is one too many; those of a library are one kind, since whoever dials in causes them."""
-        if not isinstance(record.msg, dict):
-            kind: tuple[str, str | None] = record.name, None
-        elif (event := record.msg.get("event")) in REFUSALS:
-            error = record.msg.get("error")
+        if not isinstance(message, dict):
+            kind: tuple[str, str | None] = logger, None
+        elif (event := message.get("event")) in REFUSALS:
+            error = message.get("error")
             kind = event, error if isinstance(error, str) else None
         else:
             return False
@@ -241,6 +298,18 @@ def _record(event: str, **fields: object) -> logging.LogRecord:
     return record
 
 
+def _encoded(text: str) -> bytes:
+    return f"{text}\n".encode(errors="backslashreplace")
+
+
+def _to_json(_logger: object, _method: str, line: MutableMapping[str, Any]) -> str:
+    """As `structlog.processors.JSONRenderer` does, which makes an encoder for each line."""
+    return _ENCODER.encode(line)
+
+
+_ENCODER: Final = json.JSONEncoder(default=repr)
+
+
 def _writing_to(stream: TextIO) -> Callable[[bytes], None]:
     """Past the stream's buffer, whose lock a thread that cannot write would hold when the interpreter ends."""
     try:
@@ -265,4 +334,6 @@ def _writing_to(stream: TextIO) -> Callable[[bytes], None]:
 
 def _hide_tokens(_logger: object, _method: str, line: MutableMapping[str, Any] | str) -> str:
     """Nobody logs a token or a ticket; should an error's text ever hold one, it goes no further."""
-    return _TOKEN.sub("…", str(line))
+    text = str(line)
+    lower = text.lower()
+    return _TOKEN.sub("…", text) if any(sign in lower for sign in _TOKEN_SIGNS) else text

@@ -194,6 +194,30 @@ def test_a_line_that_cannot_be_made_is_one_that_says_so(pipe: tuple[int, LogWrit
     assert TOKEN.encode() not in line
 
 
+def test_a_line_of_ours_that_cannot_be_made_is_one_that_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
+    class Unspeakable:
+        def __repr__(self) -> str:
+            raise ValueError(TOKEN)
+
+    configure_logging("json", "info")
+    structlog.get_logger("signaling.module").info("command_applied", outcomes=Unspeakable())
+    said = written(capsys)
+    entry = json.loads(said)
+    assert (entry["event"], entry["at"], entry["error"]) == ("log_line_failed", "signaling.module", "ValueError")
+    assert TOKEN not in said
+
+
+def test_lines_wait_for_others_until_one_is_more_than_information(
+    pipe: tuple[int, LogWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_GATHER_S", 10 * LIMIT_S)
+    reading, _ = pipe
+    piped().info("first")
+    piped().info("second")
+    piped().error("third")
+    assert os.read(reading, 100) == b"first\nsecond\nthird\n"
+
+
 # --- What anybody can cause --------------------------------------------------------------------------------------
 
 
@@ -241,10 +265,10 @@ def test_libraries_are_limited_too_and_their_number_is_told_without_another_line
 def test_a_new_second_begins_anew() -> None:
     now = 0.0
     limit = logs._RefusalLimit(lambda: now)
-    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "no more descriptors", None, None)
-    assert [limit.is_over(record) for _ in range(REFUSALS_PER_S + 2)] == [False] * REFUSALS_PER_S + [True] * 2
+    told = [limit.is_over("asyncio", "no more descriptors") for _ in range(REFUSALS_PER_S + 2)]
+    assert told == [False] * REFUSALS_PER_S + [True] * 2
     assert list(limit.take_suppressed(at_once=False)) == []
     now = 1
     assert list(limit.take_suppressed(at_once=False)) == [("asyncio", None, 2)]
     assert not limit.has_suppressed
-    assert not limit.is_over(record)
+    assert not limit.is_over("asyncio", "no more descriptors")
