@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from signaling.core.participants import LiveKitKind, Source
+from signaling.core.participants import ALL_SOURCES, LiveKitKind, Source
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, TrackSid
 
 
@@ -48,7 +48,7 @@ class Permission:
         """The sources that LiveKit lets through."""
         if not self.can_publish:
             return ()
-        return tuple(source for source in Source if not self.sources or source in self.sources)
+        return tuple(source for source in ALL_SOURCES if source in self.sources) if self.sources else ALL_SOURCES
 
     def allows_exactly(self, sources: tuple[Source, ...]) -> bool:
         """Whether LiveKit would take a change to these sources for no change."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from signaling.core.effects import Allow, Call, Finding, Presence, Priority, Remove
 from signaling.core.participants import SCREEN_SOURCES, Source
-from signaling.core.policy import is_blocked, is_service, obeys_room, publishable
+from signaling.core.policy import is_blocked, is_named, is_service, obeys_room, publishable
 from signaling.core.state import REMEMBERED_S, Came, CameInto, MeetingState
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId
 
@@ -177,7 +177,7 @@ def unnoted(state: MeetingState, presences: Iterable[Presence], *, about_to_chan
         participant, known = ParticipantId(presence.identity), _known_to_have_come(state, presence)
         came = known
         if _is_member(state, presence):
-            if not _is_ruled(state, presence) and known is None and _is_named(state, participant):
+            if not _is_ruled(state, presence) and known is None and is_named(participant, state):
                 came = Came(presence.sid, frozenset(Source))  # our tokens are for everything but that
         elif (about_to_change or known is not None) and is_stranger(state, presence):
             came = came_with(state, presence)
@@ -197,10 +197,6 @@ def _is_member(state: MeetingState, presence: Presence) -> bool:
 def _is_ruled(state: MeetingState, presence: Presence) -> bool:
     """Whether LiveKit is to allow them just what the state says: whoever joined here, and is no service."""
     return _is_member(state, presence) and obeys_room(ParticipantId(presence.identity), state)
-
-
-def _is_named(state: MeetingState, participant: ParticipantId) -> bool:
-    return any(is_blocked(participant, source, state) for source in Source)
 
 
 def must_wait(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> bool:
@@ -233,7 +229,7 @@ def _must_go(state: MeetingState, presence: Presence, *, remove_unknown: bool) -
     participant = ParticipantId(identity)
     if participant in state.members:
         return state.room_of(participant) != presence.room
-    return participant in state.departed | state.bans or (remove_unknown and not is_service(presence))
+    return participant in state.departed or participant in state.bans or (remove_unknown and not is_service(presence))
 
 
 def is_exempt(state: MeetingState, presence: Presence) -> bool:
@@ -243,7 +239,7 @@ def is_exempt(state: MeetingState, presence: Presence) -> bool:
     participant = ParticipantId(presence.identity)
     if obeys_room(participant, state, is_service=is_service(presence)):
         return False
-    return not _is_named(state, participant)
+    return not is_named(participant, state)
 
 
 def strangers(state: MeetingState, roster: Iterable[Presence]) -> dict[ParticipantId, Presence]:
@@ -288,7 +284,7 @@ def unmuted_again(state: MeetingState, roster: Iterable[Presence], now: float) -
 
 
 def _issued_popout(identity: Identity, state: MeetingState) -> ParticipantId | None:
-    look = _POPOUT.fullmatch(identity)
+    look = _POPOUT.fullmatch(identity) if state.popouts else None
     if look is None:
         return None
     owner = ParticipantId(look["owner"])

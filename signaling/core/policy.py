@@ -1,13 +1,17 @@
 """Who may publish what. The only place that says so: tokens, commands, joins and repairs all ask here."""
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Final
+from weakref import ref
 
 from signaling.core.effects import Presence
-from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, SERVICES, LiveKitKind, Role, Source
-from signaling.core.state import Block, BlockCause, MeetingState
+from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, SERVICES, LiveKitKind, Source
+from signaling.core.state import Block, MeetingState
 from signaling.identifiers import ParticipantId
 
 LIVEKIT_SERVICES: Final = frozenset({LiveKitKind.INGRESS, LiveKitKind.EGRESS, LiveKitKind.AGENT})
+_NOTHING: Final[frozenset[Source]] = frozenset()
 
 
 def publishable(participant: ParticipantId, state: MeetingState, *, is_service: bool = False) -> tuple[Source, ...]:
@@ -25,12 +29,20 @@ def publishable(participant: ParticipantId, state: MeetingState, *, is_service: 
     """
     if participant in state.bans:
         return ()
-    obeys = obeys_room(participant, state, is_service=is_service)
-    return tuple(
-        source
-        for source in ALL_SOURCES
-        if not is_blocked(participant, source, state) and not (obeys and _is_restricted(participant, source, state))
-    )
+    taken = _blocked(participant, state)
+    if obeys_room(participant, state, is_service=is_service):
+        taken |= _restricted(participant, state)
+    return _all_but(taken)
+
+
+@cache
+def _all_but(taken: frozenset[Source]) -> tuple[Source, ...]:
+    """What is left; there are sixteen of these, and a large meeting asks for each person in it."""
+    return tuple(source for source in ALL_SOURCES if not _is_among(taken, source))
+
+
+def _is_among(taken: frozenset[Source], source: Source) -> bool:
+    return source in taken or ruled_by(source) in taken
 
 
 def obeys_room(participant: ParticipantId, state: MeetingState, *, is_service: bool = False) -> bool:
@@ -46,13 +58,34 @@ def is_service(presence: Presence) -> bool:
 
 def is_blocked(participant: ParticipantId, source: Source, state: MeetingState) -> bool:
     """Whether something keeps the source from them by name."""
-    if not state.blocks and not state.holds:
-        return False
-    held = state.holds.get(participant, {})
-    return any(
-        each in held or any(Block(participant, each, cause) in state.blocks for cause in BlockCause)
-        for each in {source, ruled_by(source)}
-    )
+    return _is_among(_blocked(participant, state), source)
+
+
+def is_named(participant: ParticipantId, state: MeetingState) -> bool:
+    """Whether something keeps any source from them by name."""
+    return bool(_blocked(participant, state))
+
+
+def _blocked(participant: ParticipantId, state: MeetingState) -> frozenset[Source]:
+    blocked = _by_person(state.blocks).get(participant, _NOTHING) if state.blocks else _NOTHING
+    held = state.holds.get(participant)
+    return blocked.union(held) if held else blocked
+
+
+_known: Final[dict[int, tuple[ref[frozenset[Block]], Mapping[ParticipantId, frozenset[Source]]]]] = {}
+"""By the id of the set of blocks, for as long as there is that set."""
+
+
+def _by_person(blocks: frozenset[Block]) -> Mapping[ParticipantId, frozenset[Source]]:
+    """What is blocked for whom, made once for a set of blocks: to look for each block of each person is slow."""
+    key = id(blocks)
+    known = _known.get(key)
+    if known is None:
+        found: dict[ParticipantId, frozenset[Source]] = {}
+        for block in blocks:
+            found[block.participant] = found.get(block.participant, _NOTHING) | {block.source}
+        known = _known[key] = ref(blocks, lambda _: _known.pop(key)), found
+    return known[1]
 
 
 def ruled_by(source: Source) -> Source:
@@ -60,13 +93,14 @@ def ruled_by(source: Source) -> Source:
     return Source.SCREEN_SHARE if source in SCREEN_SOURCES else source
 
 
-def _is_restricted(participant: ParticipantId, source: Source, state: MeetingState) -> bool:
-    rule = ruled_by(source)
-    if rule is Source.SCREEN_SHARE and state.presenter is not None:
-        return participant != state.presenter
-    if rule not in state.restricted or (participant in state.members and state.role_of(participant) is Role.MODERATOR):
-        return False
-    return participant not in state.listed.get(rule, frozenset())
+def _restricted(participant: ParticipantId, state: MeetingState) -> frozenset[Source]:
+    restricted = _NOTHING
+    if state.restricted and not state.is_moderator(participant):
+        restricted = frozenset([rule for rule in state.restricted if participant not in state.listed.get(rule, ())])
+    if state.presenter is None:
+        return restricted
+    screen = {Source.SCREEN_SHARE}
+    return restricted - screen if participant == state.presenter else restricted | screen
 
 
 def stricter(participant: ParticipantId, before: MeetingState, after: MeetingState) -> tuple[Source, ...]:

@@ -1,5 +1,6 @@
 import pytest
 
+from signaling.core import policy
 from signaling.core.changes import (
     Banned,
     BypassNoted,
@@ -298,3 +299,19 @@ def test_a_token_minted_while_one_is_lifted_is_restricted_still() -> None:
 def test_a_token_allows_what_both_allow() -> None:
     assert stricter(BOB, RESTRICTED, SCREENS_BY_PERMISSION) == (CAMERA,)
     assert stricter(ALICE, RESTRICTED, SCREENS_BY_PERMISSION) == ALL
+
+
+def test_what_was_made_of_blocks_goes_when_they_do() -> None:
+    known = dict(policy._known)
+    state = blocked(MEETING, BOB, CAMERA)
+    assert CAMERA not in publishable(BOB, state)
+    assert policy._known.keys() - known.keys() == {id(state.blocks)}
+    del state
+    assert policy._known == known
+
+
+def test_equal_blocks_of_two_meetings_do_not_get_in_each_others_way() -> None:
+    first, second = (blocked(MEETING, BOB, CAMERA) for _ in range(2))
+    assert publishable(BOB, first) == publishable(BOB, second)
+    del first
+    assert CAMERA not in publishable(BOB, second)
