@@ -30,7 +30,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(_?asyncio|collections|models|pathlib|pydantic|rtc|typing|websockets)\..*"),
     # Passed on as they are: a store to `ModerationModule`, an event in a `Delivery`, an answer of the protocol.
     ("py:class", r"signaling\.(stores\.contract\.Store|messages\.base\.Event)"),
-    ("py:class", r"signaling\.messages\.(control\.JoinSuccess|moderation\.(Result|State))"),
+    ("py:class", r"signaling\.messages\.(control\.JoinSuccess|moderation\.events\.(Result|State))"),
     ("py:class", r"signaling\.identifiers\.CommandId"),  # a `str`, as the wire has it
 ]
 
