@@ -10,12 +10,15 @@ import yaml
 from sphinx.application import Sphinx
 
 from signaling.cli import schemas
-from signaling.core.commands import ModeratorCommand, ModeratorQuery
+from signaling.core.commands import ModeratorCommand
+from signaling.messages import moderation
 
 Json = dict[str, Any]
 
 PAGE: Final = "protocol"
 MARKER: Final = "<!-- All messages, made of the schemas when the documentation is built. -->"
+ModeratorQuery = moderation.GetState | moderation.Watch | moderation.GetAudit | moderation.Preview
+"""What moderators ask that changes nothing, so that nothing is decided."""
 SCHEMAS: Final = Path(__file__).parents[2] / "schemas"
 
 _WIDTH: Final = 88

@@ -162,8 +162,6 @@ ModeratorCommand = (
     | moderation.Unban
     | moderation.Undo
 )
-ModeratorQuery = moderation.GetState | moderation.Watch | moderation.GetAudit | moderation.Preview
-"""What moderators ask that changes nothing, so that nothing is decided."""
 MemberCommand = (
     livekit.RequestPopoutStreamAccessToken | control.RaiseHand | control.LowerHand | moderation.AnswerUnmuteRequest
 )
