@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -33,7 +32,7 @@ from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, Participant
 from signaling.livekit.contract import Notice
 from signaling.livekit.room_service import RoomService
 from signaling.reconciler import Place, Reconciler
-from signaling.testing.fake_room_service import Call, FakeRoomService
+from signaling.testing.fake_room_service import Call, FakeRoomService, Fault
 from tests.meeting_on_fake import until
 
 ROOM = LiveKitRoom("standup")
@@ -237,17 +236,14 @@ async def test_a_plan_is_made_only_when_its_turn_has_come(meeting: OnFake) -> No
     assert not [call for call in meeting.calls() if call.identity == BOB]
 
 
-def has_answered(fake: FakeRoomService, so_many: int) -> bool:
-    return len(fake.calls) >= so_many
-
-
 async def test_calls_about_one_identity_never_overlap(meeting: OnFake) -> None:
     meeting.fake.latency_s = 0.01
     track = TrackSid(meeting.fake.publish(ROOM, BOB, "camera"))
     await meeting.look()
-    working = []
+    working: list[asyncio.Task[Finding]] = []
+    in_flight: Fault | None = None
     for number in range(10):
-        (meeting.unrestrict if number % 2 else meeting.restrict)()
+        (meeting.unrestrict if number % 2 else meeting.restrict)()  # while he is being told what was decided before
         working.append(asyncio.create_task(meeting.reconciler.agree(place(BOB), Priority.LIVE)))
         working.append(
             asyncio.create_task(
@@ -255,13 +251,20 @@ async def test_calls_about_one_identity_never_overlap(meeting: OnFake) -> None:
             )
         )
         working.append(asyncio.create_task(meeting.reconciler.agree(place(CAROL), Priority.IDLE)))
-        answered = partial(has_answered, meeting.fake, number + 1)
-        await until(lambda answered=answered: answered() or all(task.done() for task in working))  # type: ignore[misc]
+        if in_flight is not None:
+            in_flight.lift()
+        in_flight = meeting.fake.hang(method="UpdateParticipant", identity=BOB, times=1)
+        async with asyncio.timeout(10):
+            await in_flight.hit()
+            if number == 0:
+                await working[-1]  # others need not wait
+    assert in_flight is not None
+    in_flight.lift()
     await asyncio.gather(*working)
     about_bob = [call for call in meeting.calls() if call.identity == BOB]
-    assert len(about_bob) > 5
+    assert len(about_bob) > 10
     assert not overlaps(about_bob)
-    assert overlaps(meeting.calls())  # others need not wait
+    assert overlaps(meeting.calls())
     assert meeting.may(BOB)
 
 
