@@ -12,9 +12,10 @@ import signaling
 import signaling.server
 import signaling.testing
 import signaling.testing.fake_room_service
+import signaling.testing.participants
 
 _PACKAGES: Final = (signaling, signaling.server, signaling.testing)
-_PARTS: Final = (signaling.testing.fake_room_service,)
+_PARTS: Final = (signaling.testing.fake_room_service, signaling.testing.participants)
 """Whose other public names are imported from themselves."""
 _ENUM: Final = re.compile(r"<google\.protobuf[^>]*>|(google\.protobuf\.internal\.enum_type_wrapper\.)?EnumTypeWrapper")
 """How protobuf's enums write themselves, with an address in memory; their values are numbers."""

@@ -43,4 +43,6 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, __all__, ["client", "participants", "fake_room_service", "hosting", "meeting"])
+    __getattr__ = names_of(
+        __name__, __all__, ["child", "client", "participants", "fake_room_service", "hosting", "meeting"]
+    )
