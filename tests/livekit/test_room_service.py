@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from google.protobuf.message import DecodeError
 from livekit.api import AccessToken, ServerError
-from livekit.api.room_service import RoomService as Client
-from livekit.api.twirp_client import ServerErrorCode
+from livekit.api.twirp_client import ServerErrorCode, TwirpClient
 from livekit.protocol import models
+from livekit.protocol.room import ListParticipantsResponse
 from structlog.testing import capture_logs
 
 from signaling.core.effects import Permission, Presence, Priority
@@ -27,8 +27,10 @@ from signaling.errors import (
     TrackGone,
 )
 from signaling.identifiers import Identity, LiveKitRoom, TrackSid
+from signaling.livekit import availability, connection
 from signaling.livekit import room_service as room_service_module
-from signaling.livekit.room_service import ERRORS, NOBODY_ANSWERED, RoomService, map_error
+from signaling.livekit.error_table import ERRORS, NOBODY_ANSWERED, map_error
+from signaling.livekit.room_service import RoomService
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import until
 
@@ -283,6 +285,30 @@ async def test_livekit_is_told_to_cut_its_own_waits_before_our_deadline() -> Non
         assert service.answering
 
 
+async def test_a_list_with_somebody_who_cannot_be_read_is_a_rejection(
+    fake: FakeRoomService, service: RoomService, bob: Identity
+) -> None:
+    listed = ListParticipantsResponse(participants=[models.ParticipantInfo(identity="x")]).SerializeToString()
+    garbled = fake.garble(listed.replace(b"x", b"\xff"), status=200, content_type="application/protobuf")
+    with garbled, pytest.raises(MediaServerRejected, match="unreadable answer: DecodeError"):
+        await service.list_presences(ROOM)
+    assert service.answering
+    assert [presence.identity for presence in await service.list_presences(ROOM)] == [bob]
+
+
+async def test_who_is_listed_again_is_not_read_again_in_the_rooms_that_were_listed_last(
+    service: RoomService, bob: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_service_module, "_KNOWN_ROOMS", 2)
+    first = await presence_of(service, bob)
+    another, third = LiveKitRoom("another"), LiveKitRoom("third")
+    await service.list_presences(another)
+    assert await presence_of(service, bob) is first
+    await service.list_presences(third)
+    assert list(service._last_lists) == [ROOM, third]
+    assert await presence_of(service, bob) is first
+
+
 async def test_all_rooms_share_one_pooled_session(service: RoomService, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = aiohttp.TCPConnector.connect
     connections: list[object] = []
@@ -333,7 +359,7 @@ async def test_a_token_is_renewed_long_before_it_expires_and_old_ones_are_let_go
     monkeypatch.setattr(loop, "time", lambda: clock() + 1_801)
     await presence_of(service, bob)
     assert len(signings) == 3
-    assert list(service._clients) == [ROOM]
+    assert list(service._connection._headers) == [ROOM]
     await presence_of(service, bob)
     assert len(signings) == 3
 
@@ -346,7 +372,8 @@ async def test_a_deleted_room_leaves_nothing_behind(fake: FakeRoomService, servi
             await service.list_presences(room)
         await service.delete_room(room)
     assert fake.rooms == ()
-    assert (len(service._clients), len(service._rooms), len(service._paces), len(service._creating)) == (0, 0, 0, 0)
+    kept = (service._connection._headers, service._last_lists, service._rooms, service._paces, service._creating)
+    assert [len(each) for each in kept] == [0] * len(kept)
 
 
 async def test_it_cannot_be_used_before_it_is_entered(fake: FakeRoomService) -> None:
@@ -786,15 +813,15 @@ async def test_a_no_to_the_probe_is_an_answer(fake: FakeRoomService, service: Ro
 async def test_a_bug_does_not_end_the_probing(
     fake: FakeRoomService, service: RoomService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_rooms = Client.list_rooms
+    request = TwirpClient.request
     answers: list[object] = [LookupError("a bug of somebody's")]
 
-    async def failing_once(*args: Any) -> Any:  # noqa: ANN401 - livekit-api's
-        if answers:
+    async def failing_once(client: TwirpClient, service: str, method: str, *args: Any) -> Any:  # noqa: ANN401 - livekit-api's
+        if method == "ListRooms" and answers:
             raise answers.pop()  # type: ignore[misc]
-        return await list_rooms(*args)
+        return await request(client, service, method, *args)
 
-    monkeypatch.setattr(Client, "list_rooms", failing_once)
+    monkeypatch.setattr(TwirpClient, "request", failing_once)
     with fake.reset(times=1), pytest.raises(MediaServerUnavailable):
         await service.list_presences(ROOM)
     await until(lambda: service.answering)
@@ -836,7 +863,7 @@ def own_tasks() -> set[str]:
 @pytest.mark.parametrize("how", ["in a probe", "between two probes"])
 async def test_closing_ends_the_probing(fake: FakeRoomService, how: str) -> None:
     async with room_service(fake) as service:
-        session = service._session
+        session = service._connection._session
         with fake.reset(times=1 if how == "in a probe" else 4) as fault, fake.hang(method="ListRooms") as hanging:
             with pytest.raises(MediaServerUnavailable):
                 await service.list_presences(ROOM)
@@ -883,7 +910,7 @@ async def test_a_token_that_was_made_while_a_clock_was_wrong_is_made_anew(
     service: RoomService, bob: Identity, signings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(room_service_module, "AccessToken", Misdated)
+        patched.setattr(connection, "AccessToken", Misdated)
         with pytest.raises(MediaServerRejected, match="401"):
             await service.list_presences(ROOM)
         assert len(signings) == 1, "one that was just made need not be made anew"
@@ -903,20 +930,21 @@ async def test_a_no_that_a_new_token_does_not_change_is_a_no(fake: FakeRoomServi
 async def test_tokens_of_before_the_wall_clock_was_set_count_for_nothing(
     service: RoomService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, wall_clock = service._client(ROOM), time.time
-    assert service._client(ROOM) is client
+    authorization, wall_clock = service._connection._authorization, time.time
+    headers = authorization(ROOM)
+    assert authorization(ROOM) is headers
     for step_s in (3_600, -3_600):
         monkeypatch.setattr(time, "time", lambda step_s=step_s: wall_clock() + step_s)
-        renewed = service._client(ROOM)
-        assert renewed is not client
-        assert service._client(ROOM) is renewed
-        client = renewed
+        renewed = authorization(ROOM)
+        assert renewed is not headers
+        assert authorization(ROOM) is renewed
+        headers = renewed
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks that follow one another quickly."""
-    monkeypatch.setattr(room_service_module, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(availability, "_LONGEST_PAUSE_S", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -970,7 +998,7 @@ async def test_what_was_not_heard_of_for_long_is_asked(
     await service.check()
     service.check_if_long_unheard()
     assert methods(fake) == ["ListRooms"]
-    monkeypatch.setattr(room_service_module, "_LONGEST_CHECK_PAUSE_S", -1)
+    monkeypatch.setattr(availability, "_LONGEST_CHECK_PAUSE_S", -1)
     with capture_logs() as logs, fake.reset(method="ListRooms", times=1):
         for _ in range(3):
             service.check_if_long_unheard()
@@ -983,5 +1011,6 @@ async def test_closing_ends_the_checking(fake: FakeRoomService) -> None:
     async with room_service(fake) as service:
         with fake.refuse("unauthenticated"):
             await service.check()
-    assert service._checking is not None
-    assert service._checking.cancelled()
+    checking = service._connection.availability._checking
+    assert checking is not None
+    assert checking.cancelled()
