@@ -182,8 +182,8 @@ async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_trac
         await may_go_on.wait()
         raise LookupError("a bug")
 
-    assert meeting.module._media is not None
-    monkeypatch.setattr(meeting.module._media, "list_presences", fail)
+    assert meeting.module._entered.media is not None
+    monkeypatch.setattr(meeting.module._entered.media, "list_presences", fail)
     with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as logs:
         asking = asyncio.create_task(alice.moderate("restrict", source="camera"))
         await began.wait()
@@ -192,7 +192,7 @@ async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_trac
             await asking
         may_go_on.set()
         await until(lambda: any("LookupError" in line.get("exception", "") for line in logs))
-        await until(lambda: not meeting.module._senders)
+        await until(lambda: not meeting.module._audience._senders)
     assert [line["event"] for line in logs if "LookupError" in line.get("exception", "")] == ["command_failed"]
 
 
@@ -207,8 +207,8 @@ async def test_a_bug_in_what_the_host_asked_for_and_waits_for_no_longer_is_logge
         await may_go_on.wait()
         raise LookupError("a bug")
 
-    assert meeting.module._media is not None
-    monkeypatch.setattr(meeting.module._media, "list_presences", fail)
+    assert meeting.module._entered.media is not None
+    monkeypatch.setattr(meeting.module._entered.media, "list_presences", fail)
     with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as logs:
         changing = asyncio.create_task(alice.session.change_role(Role.USER))
         await began.wait()

@@ -11,7 +11,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from signaling import metrics
-from signaling.answers import answers, asks_for_result, named_action
+from signaling.answers import RETRY_AFTER_S, answers, asks_for_result, named_action
+from signaling.audience import EndReason
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
@@ -19,12 +20,12 @@ from signaling.identifiers import new_command_id
 from signaling.messages import control, echo, livekit, moderation, removal
 from signaling.messages.base import Event, Namespace, parse_payload
 from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery, EnvelopeError, Frame, TransactionId, parse_frame
-from signaling.module import RETRY_AFTER_S, ModerationModule
+from signaling.module import ModerationModule
 from signaling.server.allowance import Allowance
 from signaling.server.channel import Channel
 from signaling.server.outbox import Outbox
 from signaling.server.tickets import Ticket
-from signaling.session import CONTROL, MODERATION, EndReason, Session
+from signaling.session import CONTROL, MODERATION, Session
 
 log = structlog.get_logger(__name__)
 
