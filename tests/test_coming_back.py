@@ -3,6 +3,8 @@
 import asyncio
 import math
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from signaling.meeting.places import MOST_EXTENDED_S
 from signaling.stores import open_store
 from signaling.stores.contract import Commit, Store
 from signaling.testing.fake_room_service import FakeRoomService
-from tests.meeting_on_fake import ROOM, MeetingOnFake, meeting_on_fake, until
+from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
 from tests.test_giving_up import FailingStore
 
 GRACE_S = 10
@@ -146,16 +148,23 @@ async def test_the_time_to_come_back_begins_anew_while_joins_wait(fake: FakeRoom
         assert [told["id"] for told in alice.told("left", "control")] == ["carol"]
 
 
+@asynccontextmanager
+async def coming_back_later(meeting: MeetingOnFake, person: Person) -> AsyncIterator[asyncio.Task[Person]]:
+    """Somebody's connection is broken, and in this block they wait to be let in again."""
+    await person.session.disconnect()
+    async with looked_after(meeting).journal._line:
+        joining = asyncio.create_task(meeting.join(person.id, in_livekit=False))
+        await until(lambda: bool(meeting.module._entrance._waiting_since))
+        yield joining
+
+
 async def test_who_is_being_let_in_has_come_back(fake: FakeRoomService) -> None:
     clock = Clock()
     async with meeting_on_fake(fake, clock=clock, moderation_disconnect_grace_s=GRACE_S) as meeting:
         alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
-        await bob.session.disconnect()
-        meeting_here = looked_after(meeting)
-        async with meeting_here.journal._line:
-            joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-            await until(lambda: bool(meeting.module._entrance._waiting_since))
+        async with coming_back_later(meeting, bob) as joining:
             clock.now += GRACE_S + MOST_EXTENDED_S + 1
+            meeting_here = looked_after(meeting)
             assert meeting_here.places.end((await meeting_here.journal.record()).state) == {bob.id: math.inf}
         await joining
         assert alice.told("left", "control") == []
@@ -165,11 +174,8 @@ async def test_who_gives_up_coming_back_is_away_as_before(fake: FakeRoomService)
     clock = Clock()
     async with meeting_on_fake(fake, clock=clock, moderation_disconnect_grace_s=GRACE_S) as meeting:
         alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
-        await bob.session.disconnect()
-        meeting_here = looked_after(meeting)
-        async with meeting_here.journal._line:
-            joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-            await until(lambda: bool(meeting.module._entrance._waiting_since))
+        async with coming_back_later(meeting, bob) as joining:
+            meeting_here = looked_after(meeting)
             meeting_here.timer._arm((await meeting_here.journal.record()).state)
             joining.cancel()
             await asyncio.wait({joining})
