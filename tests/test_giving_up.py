@@ -1,17 +1,16 @@
 """Whoever gives up joining, at whatever moment, is in the meeting or is not, and leaves nothing behind."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from signaling import Role, Session, StoreError
-from signaling.core.conclusions import Announcement
 from signaling.core.state import Member
 from signaling.identifiers import ParticipantId, RoomId
 from signaling.stores import open_store
-from signaling.stores.contract import AuditEntry, Record, Store
+from signaling.stores.contract import Commit, Record, Store
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import MeetingOnFake, Person, meeting_on_fake, until
@@ -28,11 +27,9 @@ class SlowStore(MemoryStore):
         await steps(1)
         return record
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
+    async def append(self, commit: Commit) -> bool:
         await steps(3)
-        is_written = await super().write(record, announcements=announcements, audit=audit)
+        is_written = await super().append(commit)
         await steps(3)
         return is_written
 
@@ -48,13 +45,11 @@ class FailingStore(MemoryStore):
 
     failures = 0
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
+    async def append(self, commit: Commit) -> bool:
         if self.failures:
             self.failures -= 1
             raise StoreError("the store does not answer")
-        return await super().write(record, announcements=announcements, audit=audit)
+        return await super().append(commit)
 
 
 async def steps(number: int) -> None:
@@ -106,9 +101,9 @@ async def become_quiet(meeting: MeetingOnFake) -> None:
     module = meeting.module
 
     def is_quiet() -> bool:
-        looked_after = module._entered.meetings.get(meeting.room)
-        is_idle = looked_after is None or len(looked_after.tasks) == 1  # it keeps LiveKit in agreement
-        return is_idle and not module._entered.meetings._engaged and len(module._entered.meetings._background) == 1
+        looked_after = module._meetings.get(meeting.room)
+        is_idle = looked_after is None or len(looked_after._tasks) == 1  # it keeps LiveKit in agreement
+        return is_idle and not module._joining and len(module._background) == 1
 
     await until(is_quiet)
 
@@ -117,11 +112,11 @@ async def test_a_first_join_that_is_given_up_leaves_no_meeting_and_no_room(meeti
     for at in moments(meeting):
         if await give_up(meeting, at):
             break
-        await until(lambda: not meeting.module._entered.meetings._meetings)
+        await until(lambda: not meeting.module._meetings)
         assert meeting.fake.rooms == ()
         assert await meeting.module._store.rooms() == ()
-        assert not meeting.module._audience._sessions
-        assert not meeting.module._entered.joining._arriving
+        assert not meeting.module._sessions
+        assert not meeting.module._arriving
 
 
 async def test_who_gives_up_joining_a_meeting_that_goes_on_is_not_in_it(meeting: MeetingOnFake) -> None:
@@ -136,7 +131,7 @@ async def test_who_gives_up_joining_a_meeting_that_goes_on_is_not_in_it(meeting:
             break
         assert await member(meeting) is None
         assert joined == left
-        assert set(meeting.module._audience._sessions[meeting.room]) == {"alice"}
+        assert set(meeting.module._sessions[meeting.room]) == {"alice"}
         assert not alice.session.is_over
 
 
@@ -207,7 +202,7 @@ async def test_who_stops_waiting_for_the_end_of_a_session_has_ended_it(meeting: 
         await become_quiet(meeting)
         kept = await member(meeting)
         assert bob.session.is_over
-        assert set(meeting.module._audience._sessions[meeting.room]) == {"alice"}
+        assert set(meeting.module._sessions[meeting.room]) == {"alice"}
         assert kept is None if how == "leave" else kept is not None and kept.returns_until is not None
         if is_too_late:
             break
@@ -219,7 +214,7 @@ async def test_a_first_join_that_fails_leaves_nothing(fake: FakeRoomService) -> 
         store.failures = 1
         with pytest.raises(StoreError):
             await meeting.join("bob")
-        await until(lambda: not meeting.module._entered.meetings._meetings)
+        await until(lambda: not meeting.module._meetings)
         assert fake.rooms == ()
         bob = await meeting.join("bob")
         assert meeting.may(bob)
@@ -278,11 +273,11 @@ async def test_nobody_is_thrown_out_because_an_empty_meetings_time_is_over_as_th
         record = await meeting.module._store.read(meeting.room)
         assert record is not None
         assert record.state.empty_since is not None
-        looked_after = meeting.module._entered.meetings[meeting.room]
+        looked_after = meeting.module._meetings[meeting.room]
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await steps(at)
         is_in = joining.done()
-        await looked_after.tasks.see_through(looked_after.timer.end_if_empty(record.state.empty_since))
+        await looked_after.see_through(looked_after.end_if_empty(record.state.empty_since))
         bob = await joining
         await become_quiet(meeting)
         assert not bob.session.is_over

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -38,7 +38,6 @@ from signaling import (
     StoreError,
     WebhookRefused,
 )
-from signaling.core.conclusions import Announcement
 from signaling.core.effects import Presence
 from signaling.core.enforcement import owner_of
 from signaling.core.participants import SERVICES, Source
@@ -47,15 +46,15 @@ from signaling.core.state import MeetingState
 from signaling.identifiers import BreakoutId, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId
 from signaling.livekit.roster import presence_of
 from signaling.livekit.tokens import TokenMint
-from signaling.meeting.meeting import Meeting
-from signaling.meeting.view import join_data
 from signaling.messages import moderation
 from signaling.messages.base import rfc3339
-from signaling.stores.contract import AuditEntry, Commit, Record
+from signaling.rooms import Meeting
+from signaling.stores.contract import Commit, Record, fold
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import Change, FakeRoomService, Fault
 from signaling.testing.participants import JoinRefused, PublishRefused
 from signaling.testing.webhooks import sign_webhook, webhook_of
+from signaling.view import join_data
 from tests.test_view import kept, merged
 from tests.timeless import Direct, TimelessLoop
 
@@ -267,6 +266,10 @@ class SlowStore(MemoryStore):
 
     takes_s = 0.0
 
+    def newest(self) -> Record | None:
+        """What is kept by now."""
+        return None if (log := self._logs.get(ROOM)) is None else log.record
+
     async def _wait(self) -> None:
         if self.takes_s:
             await asyncio.sleep(self.takes_s)
@@ -275,11 +278,9 @@ class SlowStore(MemoryStore):
         await self._wait()
         return await super().read(room)
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
+    async def append(self, commit: Commit) -> bool:
         await self._wait()
-        is_written = await super().write(record, announcements=announcements, audit=audit)
+        is_written = await super().append(commit)
         await self._wait()
         return is_written
 
@@ -328,6 +329,7 @@ class World:
         self.fake.observe(self._on_change)
         self.store = SlowStore()
         self.store.listen(self._on_commit)
+        self.folded = Record(0, MeetingState(ROOM))
         self._settings = Settings(
             livekit_url=self.fake.url,
             livekit_api_key=self.fake.api_key,
@@ -340,16 +342,16 @@ class World:
         self.module = ModerationModule(self._settings, store=self.store, clock=self.clock)
         with patch.object(aiohttp, "TCPConnector", lambda **_: Direct(self.fake)):
             await self.module.__aenter__()
-        self.module._entered.credentials._mint = CheckedMint(self.fake.api_key, self.fake.api_secret, self._check_token)
-        assert self.module._entered.media is not None
-        enforce = self.module._entered.media.allow
+        self.module._mint = CheckedMint(self.fake.api_key, self.fake.api_secret, self._check_token)
+        assert self.module._media is not None
+        enforce = self.module._media.allow
 
         async def allow(presence: Presence, sources: tuple[Source, ...]) -> Presence:
             meeting = self.meeting()
-            self._known[presence.identity] = {known.sid for known in meeting.roster.presences} if meeting else set()
+            self._known[presence.identity] = {known.sid for known in meeting.reconciler.roster} if meeting else set()
             return await enforce(presence, sources)
 
-        self.module._entered.media.allow = allow  # type: ignore[method-assign]
+        self.module._media.allow = allow  # type: ignore[method-assign]
 
     async def restart(self) -> None:
         """The process ends, with whatever was under way, and another one goes on."""
@@ -481,12 +483,12 @@ class World:
             return meeting is None
         if not record.state.goes_on or meeting is None:
             return False
-        settling = [who for who in record.state.members if meeting.due.is_settling(who)]
+        settling = [who for who in record.state.members if meeting.reconciler.is_settling(who)]
         away = [who for who, member in record.state.members.items() if member.returns_until is not None]
-        return record.staged is None and not settling and not away and len(meeting.tasks) == 1
+        return record.staged is None and not settling and not away and len(meeting._tasks) == 1
 
     def meeting(self) -> Meeting | None:
-        return self.module._entered.meetings.get(ROOM)
+        return self.module._meetings.get(ROOM)
 
     def record(self) -> Record | None:
         record: Record | None = self.run(self.store.read(ROOM))
@@ -506,11 +508,13 @@ class World:
 
     def _on_commit(self, commit: Commit) -> None:
         state = commit.record.state
+        self.folded = fold(self.folded, commit.entry)
+        self.check(self.folded == commit.record, f"folding {commit.entry} anew gives something else")
         if not state.goes_on:
             self.past |= self.actions.keys()
             self.actions.clear()
             self.results.clear()
-        for announcement in commit.announcements:
+        for announcement in commit.entry.announcements:
             if isinstance(announcement.event, moderation.ActionTaken):
                 told = [
                     connection
@@ -525,7 +529,8 @@ class World:
                 self.command_ids.append(announcement.event.command_id)
 
     def _check_token(self, who: ParticipantId, sources: tuple[Source, ...]) -> None:
-        record = self.store._records[ROOM]
+        record = self.store.newest()
+        assert record is not None
         for state in (record.state, record.effective):
             self.check(set(sources) <= set(publishable(who, state)), f"{who} gets a token for {sources}")
 
@@ -534,7 +539,7 @@ class World:
         given = presence_of(LiveKitRoom(room), given_to)
         had_it = self._screens.get(given.sid, True)
         self._screens[given.sid] = SCREEN in given.permission.allowed()
-        record = self.store._records.get(ROOM)
+        record = self.store.newest()
         if record is None or record.effective.presenter is None or self.is_troubled:
             return
         state = record.effective
@@ -670,7 +675,7 @@ class World:
         told = kept(join_data(record, credentials).microphone_restriction_state)  # type: ignore[arg-type]
         if connection.microphones is not None:
             self.check(connection.microphones == told, f"{who} was told {connection.microphones}, joiners {told}")
-        if session in meeting.view.watchers and connection.copy is not None:
+        if session in meeting.watchers and connection.copy is not None:
             shown = without_none(self.run(self.module.state(ROOM)).model_dump(mode="json"))
             del shown["message"]
             self.check(connection.copy == shown, f"{who} keeps\n{connection.copy}\ninstead of\n{shown}")

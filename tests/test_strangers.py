@@ -1,7 +1,7 @@
 """People in LiveKit who never joined here, by whatever name: taken away from, never given, and never overlooked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,10 +9,9 @@ from livekit.api import LiveKitAPI, UpdateParticipantRequest
 from livekit.protocol import models
 
 from signaling import Kind, ParticipantBanned, Role, StoreError
-from signaling.core.conclusions import Announcement
 from signaling.identifiers import BreakoutId, parse_participant_id
 from signaling.messages import moderation
-from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.contract import Commit
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
@@ -162,9 +161,9 @@ async def test_what_somebody_came_with_counts_in_that_room_alone(sweeping: Meeti
     await alice.comes_to("restrict", source="microphone")
     await until(lambda: not fake.may_publish(lobby, "eve", "microphone"))
     await swept(sweeping)
-    revision = (await sweeping.module._entered.meetings[ROOM].journal.record()).revision
+    revision = (await sweeping.module._meetings[ROOM].record()).revision
     await swept(sweeping)
-    assert (await sweeping.module._entered.meetings[ROOM].journal.record()).revision == revision
+    assert (await sweeping.module._meetings[ROOM].record()).revision == revision
     await alice.comes_to("unrestrict", source="microphone")
     await until(lambda: fake.may_publish(lobby, "eve", "microphone"))
     assert fake.permissions(ROOM)["eve"] == VIEWER
@@ -312,9 +311,9 @@ async def test_a_stranger_is_in_the_state_from_the_first_look(meeting: MeetingOn
 
 
 def meeting_strangers(meeting: MeetingOnFake) -> tuple[moderation.StrangerView, ...]:
-    held = meeting.module._entered.meetings[meeting.room]
-    assert held.journal.newest is not None
-    return held.view.show(held.journal.newest).strangers
+    held = meeting.module._meetings[meeting.room]
+    assert held.newest is not None
+    return held.show(held.newest).strangers
 
 
 async def test_results_and_previews_count_them(meeting: MeetingOnFake) -> None:
@@ -361,19 +360,13 @@ class FailingAt(MemoryStore):
         self._event: type[object] | None = event
         self.fails_always = False
 
-    async def write(
-        self,
-        record: Record,
-        *,
-        announcements: Sequence[Announcement] = (),
-        audit: AuditEntry | None = None,
-    ) -> bool:
+    async def append(self, commit: Commit) -> bool:
         if self.fails_always:
             raise StoreError("away")
-        if self._event is not None and any(isinstance(told.event, self._event) for told in announcements):
+        if self._event is not None and any(isinstance(told.event, self._event) for told in commit.entry.announcements):
             self._event = None
             raise StoreError("away")
-        return await super().write(record, announcements=announcements, audit=audit)
+        return await super().append(commit)
 
 
 async def test_moderators_are_told_though_the_store_failed_first(fake: FakeRoomService) -> None:
@@ -506,8 +499,8 @@ async def test_what_is_published_while_others_are_still_being_muted_is_muted_too
         await hanging.hit()
         sid = meeting.fake.publish(ROOM, "bob", "microphone")
         await post.deliver_all()
-        roster = meeting.module._entered.meetings[meeting.room].roster
-        await until(lambda: any(track.sid == sid for each in roster.presences for track in each.tracks))
+        reconciler = meeting.module._meetings[meeting.room].reconciler
+        await until(lambda: any(track.sid == sid for each in reconciler.roster for track in each.tracks))
     assert await muting == {"bob": "no_track", "carol": "muted"}
     await until(lambda: meeting.is_muted(bob, sid))
     await bob.until_told("force_muted")
@@ -530,8 +523,8 @@ async def test_what_comes_later_is_theirs_to_publish(meeting: MeetingOnFake, pos
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     await post.deliver_all()
     await alice.outcomes("force_mute", participants=["bob"])
-    here = meeting.module._entered.meetings[meeting.room]
-    (muting,) = here.just_muted.mutings.values()
+    reconciler = meeting.module._meetings[meeting.room].reconciler
+    (muting,) = reconciler._mutings.values()
     await until(lambda: asyncio.get_running_loop().time() > muting.until)
     sid = meeting.fake.publish(ROOM, "bob", "microphone")
     await post.deliver_all()
@@ -607,13 +600,13 @@ async def test_a_kick_waits_for_the_rooms_in_use_alone(meeting: MeetingOnFake) -
 async def test_whom_livekit_keeps_refusing_keeps_nobody_else_waiting(meeting: MeetingOnFake) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     carol = await meeting.join("carol")
-    due = meeting.module._entered.meetings[meeting.room].due
+    reconciler = meeting.module._meetings[meeting.room].reconciler
     with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refusing:
         await alice.moderated("disallow", source="microphone", participants=["bob"])
         await refusing.hit(4)  # by now the pause has grown
-        assert due._looks[bob.id].pause_s > 0.5
+        assert reconciler._due[bob.id].pause_s > 0.5
         with meeting.fake.refuse("internal", method="UpdateParticipant", identity="carol", times=1):
             await alice.moderated("disallow", source="microphone", participants=["carol"])
-        assert due._looks[carol.id].pause_s <= 0.2
+        assert reconciler._due[carol.id].pause_s <= 0.2
         await until(lambda: not meeting.may(carol))
         assert meeting.may(bob)

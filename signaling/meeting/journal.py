@@ -5,25 +5,28 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from signaling.core.announcements import Announcement
 from signaling.core.applying import apply
 from signaling.core.changes import Change
 from signaling.core.commands import AnyCommand
-from signaling.core.conclusions import Announcement, Conclusion, conclude
+from signaling.core.conclusions import Conclusion, conclude
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.state import MeetingState, new_meeting
 from signaling.identifiers import CommandId, ParticipantId, RoomId, new_command_id
-from signaling.stores.contract import AuditEntry, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Entry, Record, Staged, Store, Unstaged, fold
 
 NOTHING_TO_DO = Refusal("nothing_to_do")
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What is to be committed; `staged` is what is being carried out then."""
+    """What is to be committed, but for what the journal itself knows of an entry; see `Entry`."""
 
-    state: MeetingState
-    staged: Decision | None
-    announcements: Sequence[Announcement] = ()
+    changes: tuple[Change, ...] = ()
+    staging: Staged | Unstaged | None = None
+    command_id: CommandId | None = None
+    is_undoable: bool = False
+    announcements: tuple[Announcement, ...] = ()
     audit: AuditEntry | None = None
     conclusion: Conclusion | None = None
 
@@ -37,11 +40,9 @@ class Committed:
     conclusion: Conclusion | None = None
 
 
-def audit_of(decision: Decision, conclusion: Conclusion) -> AuditEntry | None:
-    """What the audit keeps of a decision that was concluded, if it keeps it."""
-    if not decision.is_action:
-        return None
-    return AuditEntry(
+def draft_of(decision: Decision, conclusion: Conclusion, staging: Unstaged | None = None) -> Draft:
+    """What is to be committed of a decision that was concluded; the audit keeps it if it is an action."""
+    audit = AuditEntry(
         decision.command_id,
         decision.at,
         decision.moderator,
@@ -49,6 +50,15 @@ def audit_of(decision: Decision, conclusion: Conclusion) -> AuditEntry | None:
         tuple(sorted(decision.targets | decision.unknown)),
         conclusion.outcomes,
         decision.reason,
+    )
+    return Draft(
+        conclusion.changes,
+        staging,
+        decision.command_id,
+        decision.is_action,
+        conclusion.announcements,
+        audit if decision.is_action else None,
+        conclusion,
     )
 
 
@@ -140,10 +150,25 @@ class Journal:
                 drafted = draft(before)
                 if isinstance(drafted, Refusal):
                     return drafted
-                after = Record(before.revision + 1, drafted.state, drafted.staged)
-                if await self._store.write(after, announcements=drafted.announcements, audit=drafted.audit):
+                entry = self._entry(before, drafted)
+                after = fold(before, entry)
+                if await self._store.append(Commit(entry, after)):
                     self.note(after)
                     return Committed(before, after, drafted.conclusion)
+
+    def _entry(self, before: Record, draft: Draft) -> Entry:
+        return Entry(
+            self.room,
+            before.revision + 1,
+            self._clock(),
+            draft.changes,
+            begins_as=None if before.revision else before.state,
+            staging=draft.staging,
+            command_id=draft.command_id,
+            is_undoable=draft.is_undoable,
+            announcements=draft.announcements,
+            audit=draft.audit,
+        )
 
     async def decide(
         self,
@@ -172,11 +197,7 @@ class Journal:
             decision = decide(record.state, sender, command, now=self._clock(), command_id=identifier)
             if isinstance(decision, Refusal):
                 return decision
-            conclusion = conclude(record.state, decision)
-            # What a meeting was about to do ends with it.
-            staged = record.staged if conclusion.state.goes_on else None
-            audit = audit_of(decision, conclusion)
-            return Draft(conclusion.state, staged, conclusion.announcements, audit, conclusion)
+            return draft_of(decision, conclude(record.state, decision))
 
         return await self.commit(draft, is_urgent=is_urgent)
 
@@ -191,7 +212,7 @@ class Journal:
         def draft(record: Record) -> Draft | Refusal:
             if not record.state.goes_on:
                 return NOTHING_TO_DO
-            return Draft(apply(record.state, changes), record.staged, announcements)
+            return Draft(changes, announcements=tuple(announcements))
 
         await self.commit(draft)
 

@@ -1,26 +1,28 @@
-"""What every store does."""
+"""What every store does: of each meeting it keeps a log, and the record that folding it comes to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, assert_never
 
+from signaling.core.announcements import Announcement
 from signaling.core.applying import apply
-from signaling.core.conclusions import Announcement
+from signaling.core.changes import Change
 from signaling.core.decisions import Decision
 from signaling.core.state import MeetingState
 from signaling.identifiers import CommandId, ParticipantId, RoomId
+from signaling.messages.envelope import TransactionId
 from signaling.messages.moderation import Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """
-    What is kept of a meeting.
+    A meeting as it is after a commit.
 
     Attributes:
-        revision: Goes up by one with each write; the first has 1.
+        revision: Goes up by one with each commit; the first has 1.
         staged: A decision that is being carried out; new tokens already see it, and a crash does not lose it.
     """
 
@@ -47,6 +49,80 @@ class AuditEntry:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose message caused a commit, so that whoever delivers knows the sender's own copy, on any node."""
+
+    session: str
+    transaction_id: TransactionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A decision is being carried out now."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Unstaged:
+    """Nothing is being carried out any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    One commit of a meeting.
+
+    Attributes:
+        revision: The first of a meeting has 1.
+        at: Seconds since the epoch.
+        begins_as: What the first entry changes; no other has it.
+        staging: What became of what is staged; `None` if that is as it was.
+        command_id: Of the command that was committed.
+        is_undoable: Whether that command can be undone by its id.
+    """
+
+    room: RoomId
+    revision: int
+    at: float
+    changes: tuple[Change, ...] = ()
+    begins_as: MeetingState | None = None
+    staging: Staged | Unstaged | None = None
+    command_id: CommandId | None = None
+    is_undoable: bool = False
+    announcements: tuple[Announcement, ...] = ()
+    audit: AuditEntry | None = None
+    origin: Origin | None = None
+
+
+def fold(record: Record, entry: Entry) -> Record:
+    """The record after an entry that follows it; a meeting that is over has nothing staged."""
+    state = apply(
+        record.state if entry.begins_as is None else entry.begins_as,
+        entry.changes,
+        command_id=entry.command_id if entry.is_undoable else None,
+    )
+    match entry.staging:
+        case None:
+            staged = record.staged
+        case Staged(decision):
+            staged = decision
+        case Unstaged():
+            staged = None
+        case _:
+            assert_never(entry.staging)
+    return Record(entry.revision, state, staged if state.goes_on else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """An entry that was appended, and the record that it made: `fold` of the record before and this entry."""
+
+    entry: Entry
+    record: Record
+
+
 class Kept(StrEnum):
     """
     What is kept beside the meetings, by a key, for as long as what it protects can be used.
@@ -62,14 +138,6 @@ class Kept(StrEnum):
     CLOSED_ROOM = "closed_room"
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A write that was made, and what is to be announced because of it."""
-
-    record: Record
-    announcements: tuple[Announcement, ...] = ()
-
-
 Listener = Callable[[Commit], None]
 
 
@@ -77,7 +145,8 @@ class Store(Protocol):
     """
     Keeps meetings. Every method raises `StoreError` when the store does not answer; then nothing was written.
 
-    A write that is cancelled may still be made. All calls come from one event loop.
+    So does what is asked about a meeting that cannot be read: it is put aside, and left as it is found. A write that is
+    cancelled may still be made. All calls come from one event loop.
     """
 
     async def open(self) -> None:
@@ -90,21 +159,27 @@ class Store(Protocol):
         """Return if the store can be written now, as far as trying it shows; raises `StoreError` if not."""
 
     async def rooms(self) -> tuple[RoomId, ...]:
-        """Every meeting that is kept, sorted."""
+        """Every meeting that is kept and can be read, sorted."""
 
     async def read(self, room: RoomId) -> Record | None:
         """The newest record of a meeting, `None` if there is none."""
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
+    async def append(self, commit: Commit) -> bool:
         """
-        Put `record` in the place of the one before it, with its audit entry, in one step.
+        Append an entry to a meeting's log, with its audit entry, in one step.
 
-        Listeners are called, in the order of the writes of a meeting, before this returns.
+        Listeners are called, in the order of a meeting's log, before this returns.
 
         Returns:
-            Whether it was written: not so when the kept revision is no longer `record.revision - 1` (0: none is kept).
+            Whether it was: not so when the kept revision is no longer `entry.revision - 1` (0: none is kept).
+        """
+
+    async def entries(self, room: RoomId, after: int) -> tuple[Entry, ...] | None:
+        """
+        What followed this revision, oldest first.
+
+        Returns:
+            `None` when that is not known (any more): the record is to be read instead, which took its place.
         """
 
     async def forget(self, room: RoomId, revision: int) -> bool:

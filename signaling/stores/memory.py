@@ -4,19 +4,21 @@ import asyncio
 import heapq
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from itertools import islice
 from sys import intern
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
-from signaling.core.conclusions import Announcement
 from signaling.identifiers import CommandId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Kept, Listener, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store
 
 if TYPE_CHECKING:
     from signaling.messages.moderation import Outcome
+
+_MOST_IN_LOG: Final = 256
+"""Entries of a meeting's log that are kept; each outcome in them counts as one more."""
 
 
 class Turns:
@@ -83,11 +85,39 @@ class _KeptEntry:
         return replace(self._entry, outcomes=tuple(outcomes[place] for place in sorted(outcomes)))
 
 
+class _Log:
+    """What a meeting's log comes to, and the end of it."""
+
+    __slots__ = ("_entries", "_weight", "record")
+
+    def __init__(self) -> None:
+        self.record: Record | None = None
+        self._entries: deque[Entry] = deque()
+        self._weight = 0
+
+    def append(self, commit: Commit) -> None:
+        self.record = commit.record
+        self._entries.append(commit.entry)
+        self._weight += _weight(commit.entry)
+        while self._weight > _MOST_IN_LOG:
+            self._weight -= _weight(self._entries.popleft())
+
+    def after(self, revision: int) -> tuple[Entry, ...] | None:
+        """What followed this revision; `None` if not all of that is kept."""
+        newest = 0 if self.record is None else self.record.revision
+        first = newest - len(self._entries)
+        return tuple(islice(self._entries, revision - first, None)) if first <= revision <= newest else None
+
+
+def _weight(entry: Entry) -> int:
+    return 1 + (0 if entry.audit is None else len(entry.audit.outcomes))
+
+
 class MemoryStore(Store):
     """Meetings in this process' memory."""
 
     def __init__(self, *, audit_entries: int = 10_000) -> None:
-        self._records: dict[RoomId, Record] = {}
+        self._logs: dict[RoomId, _Log] = {}
         self._audit: defaultdict[RoomId, deque[_KeptEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
         self._kept = KeptKeys()
         self._listeners: list[Listener] = []
@@ -104,34 +134,37 @@ class MemoryStore(Store):
 
     async def rooms(self) -> tuple[RoomId, ...]:
         """Every meeting that is kept, sorted."""
-        return tuple(sorted(self._records))
+        return tuple(sorted(self._logs))
 
     async def read(self, room: RoomId) -> Record | None:
         """The newest record of a meeting, `None` if there is none."""
-        return self._records.get(room)
+        log = self._logs.get(room)
+        return None if log is None else log.record
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
-        """Put `record` in the place of the one before it, if it is the next."""
-        room = record.state.room
-        kept = self._records.get(room)
-        if record.revision != (0 if kept is None else kept.revision) + 1:
+    async def append(self, commit: Commit) -> bool:
+        """Append an entry, if it is the next."""
+        room = commit.entry.room
+        kept = await self.read(room)
+        if commit.entry.revision != (0 if kept is None else kept.revision) + 1:
             return False
-        self._records[room] = record
-        if audit is not None:
-            self._audit[room].append(_KeptEntry(audit))
-        commit = Commit(record, tuple(announcements))
+        self._logs.setdefault(room, _Log()).append(commit)
+        if commit.entry.audit is not None:
+            self._audit[room].append(_KeptEntry(commit.entry.audit))
         for listener in self._listeners:
             listener(commit)
         return True
 
+    async def entries(self, room: RoomId, after: int) -> tuple[Entry, ...] | None:
+        """What followed this revision, oldest first; `None` when not all of that is kept."""
+        log = self._logs.get(room)
+        return None if log is None else log.after(after)
+
     async def forget(self, room: RoomId, revision: int) -> bool:
         """Drop a meeting and its audit, if `revision` is still the kept one."""
-        kept = self._records.get(room)
+        kept = await self.read(room)
         if kept is None or kept.revision != revision:
             return False
-        del self._records[room]
+        del self._logs[room]
         self._audit.pop(room, None)
         return True
 

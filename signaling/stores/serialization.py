@@ -1,13 +1,14 @@
 """
-What is kept, as JSON such as `{"format": 1, "revision": 7, "state": {…}, "staged": {"changes": [{"change": …}], …}}`.
+What is kept, as JSON such as `{"format": 1, "revision": 7, "changes": [{"change": …}], "announcements": […], …}`.
 
 The shapes are derived from the dataclasses themselves, so a field or a change that is added needs nothing here. A field
 with a default may be missing in what an earlier version wrote; `FORMAT` goes up when that is not enough.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from operator import attrgetter
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,11 +23,14 @@ from pydantic import (
     WrapSerializer,
 )
 
+from signaling.core.announcements import Audience
 from signaling.core.changes import Change
 from signaling.core.effects import Effect
 from signaling.core.state import Setting
 from signaling.errors import StoreError
-from signaling.stores.contract import AuditEntry, Record
+from signaling.messages import control, livekit, moderation
+from signaling.messages.base import Event
+from signaling.stores.contract import AuditEntry, Entry, Record, Staged, Unstaged
 
 FORMAT: Final = 1
 
@@ -46,6 +50,21 @@ def load_record(data: bytes) -> Record:
         StoreError: It is none, or of a format that this version does not know.
     """
     return _RECORD.load(data)
+
+
+def dump_entry(entry: Entry) -> bytes:
+    """A commit as it is kept."""
+    return _ENTRY.dump(entry)
+
+
+def load_entry(data: bytes) -> Entry:
+    """
+    The commit that was kept.
+
+    Raises:
+        StoreError: It is none, or of a format that this version does not know.
+    """
+    return _ENTRY.load(data)
 
 
 def dump_audit_entry(entry: AuditEntry) -> bytes:
@@ -91,9 +110,11 @@ class _Format(Generic[_Kept]):
 # What needs no rewriting is left to pydantic as it is, which is fast: all members of a meeting are of that kind.
 
 _UNIONS: Final[Mapping[frozenset[Any], str]] = {
+    frozenset(get_args(Audience)): "audience",
     frozenset(get_args(Change)): "change",
     frozenset(get_args(Effect)): "effect",
     frozenset(get_args(Setting)): "setting",
+    frozenset({Staged, Unstaged}): "staging",
 }
 """By their members, the unions whose members may have the same shape, and the key that tells them apart."""
 
@@ -110,6 +131,8 @@ def _kept(hint: Any) -> Any:  # noqa: ANN401 - types are values here
         return Annotated[kept, PlainSerializer(dict, return_type=kept)]
     if origin is tuple:
         return GenericAlias(tuple, tuple(map(_kept, arguments)))
+    if hint is Event:
+        return _kept_event()
     return _kept_dataclass(hint, {}) if is_dataclass(hint) else hint
 
 
@@ -130,6 +153,43 @@ def _kept_union(members: Iterable[Any]) -> Any:  # noqa: ANN401 - types are valu
     choices = [Annotated[_kept_dataclass(member, {key: name}), Tag(name)] for name, member in kept.items()]
     tagged: Any = Annotated[Union[tuple(choices)], Discriminator(tag)]  # noqa: UP007 - as above
     return tagged | None if NoneType in members else tagged
+
+
+def _kept_event() -> Any:  # noqa: ANN401 - types are values here
+    """Any event, with its name: as the wire has it, but for what is left out there."""
+
+    def tag(value: object) -> object:
+        return _name_of(value) if isinstance(value, Event) else value.get("event") if isinstance(value, dict) else None
+
+    def write(value: Event) -> object:
+        return shapes[type(value)](event=_name_of(value), payload=value)
+
+    shapes: dict[type[Event], Any] = {}
+    choices = []
+    for event in _events():
+        name = f"{event.namespace}/{_message(event)}"
+        shape = make_dataclass(event.__name__, [("event", Literal[name]), ("payload", event)], slots=True)
+        shapes[event] = shape
+        read = AfterValidator(attrgetter("payload"))
+        choices.append(Annotated[shape, read, PlainSerializer(write, return_type=shape), Tag(name)])
+    return Annotated[Union[tuple(choices)], Discriminator(tag)]  # noqa: UP007 - as above
+
+
+def _events() -> Iterator[type[Event]]:
+    """Every event that there is."""
+    for module in (control, livekit, moderation):
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Event) and isinstance(_message(value), str):
+                yield value
+
+
+def _message(event: type[Event]) -> object:
+    """What an event is called; classes of several events are called nothing."""
+    return event.model_fields["message"].default
+
+
+def _name_of(event: Event) -> str:
+    return f"{event.namespace}/{event.message}"
 
 
 def _kept_dataclass(kept: Any, tags: Mapping[str, str | int]) -> Any:  # noqa: ANN401 - types are values here
@@ -160,4 +220,5 @@ def _snake_case(name: str) -> str:
 
 
 _RECORD: Final = _Format(Record)
+_ENTRY: Final = _Format(Entry)
 _AUDIT_ENTRY: Final = _Format(AuditEntry)

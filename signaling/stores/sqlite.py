@@ -14,13 +14,13 @@ from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
-from signaling.core.conclusions import Announcement
 from signaling.errors import StoreError
 from signaling.identifiers import CommandId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Kept, Listener, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store
 from signaling.stores.memory import KeptKeys, Turns
-from signaling.stores.serialization import dump_audit_entry, dump_record, load_audit_entry
+from signaling.stores.serialization import dump_audit_entry, dump_entry, load_audit_entry
 from signaling.stores.sqlite_file import Contents, SQLiteFile
+from signaling.stores.sqlite_log import PutAside, append_entry, entries_after, forget_meeting
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +69,8 @@ class SQLiteStore(Store):
 
     One thread has the database to itself and works through a queue; what waits there is committed together. Records
     are read from memory: nobody else can have changed them. A crash of the process loses nothing, a power failure
-    perhaps the last commits. A file that is deleted, replaced or damaged while it is in use is made anew.
+    perhaps the last commits. A file that is deleted, replaced or damaged while it is in use is made anew. A meeting
+    that cannot be read when the file is opened is put aside: it stays in the file as it is, and the others go on.
 
     Args:
         path: Made when missing, with its directories, for this user only.
@@ -80,6 +81,7 @@ class SQLiteStore(Store):
         self._path = path.absolute()
         self._audit_entries = audit_entries
         self._records: dict[RoomId, Record] = {}
+        self._aside: dict[RoomId, PutAside] = {}
         self._kept = KeptKeys()
         self._unwritten = 0
         """Bytes of the largest write that failed since one as large succeeded; this and what follows: the thread's."""
@@ -122,7 +124,9 @@ class SQLiteStore(Store):
         except Exception:
             await self.close()
             raise
-        self._records, self._kept = contents.records, contents.kept
+        self._records, self._kept, self._aside = contents.records, contents.kept, contents.aside
+        for room, found in self._aside.items():
+            log.error("meeting_put_aside", room=room, path=str(self._path), error=found.reason)
         self._queue = queue
 
     async def close(self) -> None:
@@ -140,33 +144,38 @@ class SQLiteStore(Store):
         await self._do(self._probe, remember=self._note_probed)
 
     async def rooms(self) -> tuple[RoomId, ...]:
-        """Every meeting that is kept, sorted."""
-        return await self._do(_rooms)
+        """Every meeting that is kept and can be read, sorted."""
+        rooms = await self._do(_rooms)
+        return tuple(room for room in rooms if room not in self._aside)
 
     async def read(self, room: RoomId) -> Record | None:
         """The newest record of a meeting, `None` if there is none."""
-        self._open_queue()
+        self._check_readable(room)
         return self._records.get(room)
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
-        """Put `record` in the place of the one before it, if it is the next. Cancelling stops the waiting only."""
-        commit = Commit(record, tuple(announcements))
-        entry = None if audit is None else (audit.command_id, dump_audit_entry(audit))
-        data = dump_record(record)
-        work = partial(_write, record.state.room, record.revision, data, entry, self._audit_entries)
+    async def append(self, commit: Commit) -> bool:
+        """Append an entry, if it is the next. Cancelling stops the waiting only."""
+        entry, record = commit.entry, commit.record
+        self._check_readable(entry.room)
+        audit = None if entry.audit is None else (entry.audit.command_id, dump_audit_entry(entry.audit))
+        data = dump_entry(entry)
         return await self._do(
-            work,
-            remember=lambda contents, written: contents.note_write(record) if written else None,
-            follow_up=partial(self._note_write, commit),
-            size=len(data) + (0 if entry is None else len(entry[1])),
+            partial(append_entry, commit, data, audit, self._audit_entries),
+            remember=lambda contents, appended: contents.note_write(record) if appended else None,
+            follow_up=partial(self._note_append, commit),
+            size=len(data) + (0 if audit is None else len(audit[1])),
         )
+
+    async def entries(self, room: RoomId, after: int) -> tuple[Entry, ...] | None:
+        """What followed this revision, oldest first; `None` when not all of that is kept."""
+        self._check_readable(room)
+        return await self._do(partial(entries_after, room, after))
 
     async def forget(self, room: RoomId, revision: int) -> bool:
         """Drop a meeting and its audit, if `revision` is still the kept one. Cancelling stops the waiting only."""
+        self._check_readable(room)
         return await self._do(
-            partial(_forget, room, revision),
+            partial(forget_meeting, room, revision),
             remember=lambda contents, forgotten: contents.note_forgotten(room) if forgotten else None,
             follow_up=partial(self._note_forgotten, room),
         )
@@ -211,6 +220,11 @@ class SQLiteStore(Store):
             raise StoreError(f"{self._path}: is not open")
         return self._queue
 
+    def _check_readable(self, room: RoomId) -> None:
+        self._open_queue()
+        if (found := self._aside.get(room)) is not None:
+            raise StoreError(f"{self._path}: {found.reason}")
+
     async def _do(
         self,
         work: Callable[[sqlite3.Connection], _Result],
@@ -224,10 +238,10 @@ class SQLiteStore(Store):
         queue.put(_Operation(work, answer, remember, follow_up, size))
         return await answer
 
-    def _note_write(self, commit: Commit, written: bool) -> None:  # noqa: FBT001 - the result, whatever it is
-        if not written:
+    def _note_append(self, commit: Commit, appended: bool) -> None:  # noqa: FBT001 - the result, whatever it is
+        if not appended:
             return
-        self._records[commit.record.state.room] = commit.record
+        self._records[commit.entry.room] = commit.record
         for listener in self._listeners:
             listener(commit)
 
@@ -360,38 +374,6 @@ def _resolve(future: asyncio.Future[Any], result: object, error: Exception | Non
 
 def _rooms(database: sqlite3.Connection) -> tuple[RoomId, ...]:
     return tuple(RoomId(room) for (room,) in database.execute("SELECT room FROM meetings ORDER BY room"))
-
-
-def _write(
-    room: RoomId,
-    revision: int,
-    record: bytes,
-    entry: tuple[CommandId, bytes] | None,
-    audit_entries: int,
-    database: sqlite3.Connection,
-) -> bool:
-    if revision == 1:
-        written = database.execute("INSERT OR IGNORE INTO meetings VALUES (?, 1, ?)", (room, record))
-    else:
-        written = database.execute(
-            "UPDATE meetings SET revision = ?, record = ? WHERE room = ? AND revision = ?",
-            (revision, record, room, revision - 1),
-        )
-    if written.rowcount == 0:
-        return False
-    if entry is not None:
-        (newest,) = database.execute("SELECT max(number) FROM audit WHERE room = ?", (room,)).fetchone()
-        number = (newest or 0) + 1
-        database.execute("INSERT INTO audit VALUES (?, ?, ?, ?)", (room, number, *entry))
-        database.execute("DELETE FROM audit WHERE room = ? AND number <= ?", (room, number - audit_entries))
-    return True
-
-
-def _forget(room: RoomId, revision: int, database: sqlite3.Connection) -> bool:
-    if not database.execute("DELETE FROM meetings WHERE room = ? AND revision = ?", (room, revision)).rowcount:
-        return False
-    database.execute("DELETE FROM audit WHERE room = ?", (room,))
-    return True
 
 
 def _keep_once(kind: Kept, key: str, until: float, now: float, database: sqlite3.Connection) -> bool:

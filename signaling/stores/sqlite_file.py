@@ -14,7 +14,8 @@ from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import RoomId
 from signaling.stores.contract import Kept, Record
 from signaling.stores.memory import KeptKeys
-from signaling.stores.serialization import dump_record, load_audit_entry, load_record
+from signaling.stores.serialization import load_audit_entry
+from signaling.stores.sqlite_log import TABLES, PutAside, read_meetings, write_rows, write_snapshot
 
 _APPLICATION_ID: Final = 0x4C4B4D4F
 _STEPS: Final = (
@@ -31,6 +32,13 @@ _STEPS: Final = (
             (kind TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID""",
         "CREATE INDEX kept_by_end ON kept (kind, until)",
         "CREATE TABLE probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    ),
+    (
+        "ALTER TABLE meetings RENAME TO records",
+        *TABLES,
+        "INSERT INTO snapshots SELECT room, revision, record FROM records",
+        "INSERT INTO meetings SELECT room, revision, length(record), 0 FROM records",
+        "DROP TABLE records",
     ),
 )
 """What makes of each schema the next; an empty file has schema 0."""
@@ -55,10 +63,11 @@ class Contents:
 
     records: dict[RoomId, Record] = field(default_factory=dict)
     kept: KeptKeys = field(default_factory=KeptKeys)
+    aside: dict[RoomId, PutAside] = field(default_factory=dict)
 
     def copy(self) -> "Contents":
         """The same, for another thread."""
-        copied = Contents(dict(self.records))
+        copied = Contents(dict(self.records), aside=dict(self.aside))
         for kind in Kept:
             for key, until in self.kept.at(kind, float("-inf")).items():
                 copied.kept.add(kind, key, until)
@@ -210,10 +219,10 @@ class SQLiteFile:
     def _fill(self, new: sqlite3.Connection) -> int:
         new.execute("BEGIN IMMEDIATE")
         _make_tables(new, 0)
-        new.executemany(
-            "INSERT INTO meetings VALUES (?, ?, ?)",
-            ((room, record.revision, dump_record(record)) for room, record in self.contents.records.items()),
-        )
+        for record in self.contents.records.values():
+            write_snapshot(record, new)
+        for found in self.contents.aside.values():
+            write_rows(found, new)
         for kind in Kept:
             kept = self.contents.kept.at(kind, float("-inf"))
             new.executemany("INSERT INTO kept VALUES (?, ?, ?)", ((kind, *each) for each in kept.items()))
@@ -322,16 +331,11 @@ def _prepare(database: sqlite3.Connection, path: Path) -> Contents:
     database.execute("COMMIT")
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
-    records = {}
-    for room, data in database.execute("SELECT room, record FROM meetings"):
-        try:
-            records[RoomId(room)] = load_record(data)
-        except StoreError as error:
-            raise StoreError(f"{path}: meeting {room}: {error}") from error
+    records, aside = read_meetings(database)
     kept = KeptKeys()
     for kind, key, until in database.execute("SELECT kind, key, until FROM kept"):
         kept.add(Kept(kind), key, until)
-    return Contents(records, kept)
+    return Contents(records, kept, aside)
 
 
 def _make_tables(database: sqlite3.Connection, version: int) -> None:

@@ -1,12 +1,15 @@
 """What the tests of core share: a meeting in which Alice moderates and Bob and Carol do not, and ways to change it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from signaling.core import conclusions
+from signaling.core.announcements import Only
 from signaling.core.applying import apply
 from signaling.core.changes import Change
 from signaling.core.commands import AnyCommand, Depart, Enter
-from signaling.core.conclusions import Conclusion, Only, conclude
+from signaling.core.conclusions import Conclusion
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Allow, Call, Finding, Permission, Presence, Remove, Track
 from signaling.core.participants import ALL_SOURCES, Kind, Participant, Role, Source
@@ -67,6 +70,28 @@ def refused(state: MeetingState, sender: ParticipantId, command: AnyCommand) -> 
     return refusal.error, refusal.detail
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concluded(Conclusion):
+    """What a command came to, and the state that its changes made."""
+
+    state: MeetingState
+
+
+def conclude(
+    state: MeetingState,
+    decision: Decision,
+    findings: Mapping[ParticipantId, Finding] | None = None,
+    **seen: Any,  # noqa: ANN401 - as core has them
+) -> Concluded:
+    """Conclude a decision, and apply what came of it as whoever commits it does."""
+    conclusion = conclusions.conclude(state, decision, findings, **seen)
+    command_id = decision.command_id if decision.is_action else None
+    return Concluded(
+        **{each.name: getattr(conclusion, each.name) for each in fields(conclusion)},
+        state=apply(state, conclusion.changes, command_id=command_id),
+    )
+
+
 def concluded(
     state: MeetingState,
     sender: ParticipantId,
@@ -74,7 +99,7 @@ def concluded(
     findings: Mapping[ParticipantId, Finding] | None = None,
     *,
     at: float = AT,
-) -> Conclusion:
+) -> Concluded:
     """What a command that is not refused comes to."""
     return conclude(state, decided(state, sender, command, at=at), findings)
 

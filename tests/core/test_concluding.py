@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from signaling.core.announcements import Only, control_data, mute_announcements
 from signaling.core.changes import Restricted
 from signaling.core.commands import AnyCommand, ChangeRole, Depart, End, Enter, LoseConnections, Move, NoteRoomDeleted
-from signaling.core.conclusions import Only, conclude, control_data, mute_announcements
 from signaling.core.effects import Agree, Finding
 from signaling.core.participants import Kind, Participant, Role
 from signaling.core.policy import publishable
@@ -30,6 +30,7 @@ from tests.core.meetings import (
     RECORDER,
     SCREEN,
     after,
+    conclude,
     concluded,
     decided,
     demote,

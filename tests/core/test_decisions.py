@@ -30,7 +30,6 @@ from signaling.core.commands import (
     NoteCame,
     NoteRoomDeleted,
 )
-from signaling.core.conclusions import conclude
 from signaling.core.decisions import Decision, Refusal, refusal_of
 from signaling.core.effects import Agree, Mute
 from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Participant, Role
@@ -62,6 +61,7 @@ from tests.core.meetings import (
     WITHOUT_SCREEN,
     after,
     changed,
+    conclude,
     decided,
     demote,
     enable,

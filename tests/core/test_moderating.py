@@ -2,10 +2,11 @@
 
 import pytest
 
+from signaling.core.announcements import microphone_restrictions
 from signaling.core.applying import apply
 from signaling.core.changes import Banned, Departed, Held, PutBack
 from signaling.core.commands import AnyCommand, Bypass, Depart, Enter, Expire, Extend, LoseConnections, NoteUnmutedAgain
-from signaling.core.conclusions import conclude, microphone_restrictions, presenters_of
+from signaling.core.conclusions import presenters_of
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Agree, Expel, Finding, Mute, Stop
 from signaling.core.participants import SCREEN_SOURCES, Kind
@@ -44,6 +45,7 @@ from tests.core.meetings import (
     WITHOUT_SCREEN,
     actions,
     after,
+    conclude,
     concluded,
     decided,
     demote,

@@ -22,7 +22,6 @@ from signaling.core.commands import (
     NoteRoomDeleted,
     NoteUnmutedAgain,
 )
-from signaling.core.conclusions import Conclusion, conclude
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.effects import Finding, Mute, Permission, Presence, Stop
 from signaling.core.enforcement import call_for, owner_of, plan
@@ -52,7 +51,9 @@ from tests.core.meetings import (
     RIGHT,
     SCREEN,
     SCREEN_AUDIO,
+    Concluded,
     carried_out,
+    conclude,
     demote,
     enable,
     grant,
@@ -434,7 +435,7 @@ def carry_out(state: MeetingState, history: list[Step]) -> MeetingState:
     return state
 
 
-def concluded_with(data: st.DataObject, state: MeetingState, decision: Decision) -> Conclusion:
+def concluded_with(data: st.DataObject, state: MeetingState, decision: Decision) -> Concluded:
     """The conclusion of a decision, whatever LiveKit answered about whomever."""
     match decision.effect:
         case Mute():

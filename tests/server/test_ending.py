@@ -1,7 +1,6 @@
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
@@ -12,14 +11,13 @@ import structlog
 from websockets.asyncio.client import ClientConnection
 
 from signaling import Role, StoreError
-from signaling.core.conclusions import Announcement
 from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import channel, websocket
 from signaling.server.websocket import STOP_S
 from signaling.session import Session
-from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.contract import Commit
 from signaling.stores.memory import MemoryStore
 from tests.meeting_on_fake import until
 from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted
@@ -37,18 +35,16 @@ class SlowStore(MemoryStore):
         self.gate.set()
         self.is_broken = False
 
-    async def write(
-        self, record: Record, *, announcements: Sequence[Announcement] = (), audit: AuditEntry | None = None
-    ) -> bool:
+    async def append(self, commit: Commit) -> bool:
         await self.gate.wait()
         if self.is_broken:
             raise StoreError("the disk is full")
-        return await super().write(record, announcements=announcements, audit=audit)
+        return await super().append(commit)
 
 
 async def bobs_who_join(host: Hosted, bobs: int) -> None:
     """Wait until the module knows so many of Bob's connections."""
-    await until(lambda: len(host.module._audience._sessions[ROOM].get(BOB, [])) == bobs)
+    await until(lambda: len(host.module._sessions[ROOM].get(BOB, [])) == bobs)
 
 
 # --- Closed by the client --------------------------------------------------------------------------------------------
@@ -191,8 +187,7 @@ async def test_what_the_older_one_does_when_the_newer_one_joins_is_not_done_to_i
         older = await stack.enter_async_context(host.client("bob"))
         newer = await stack.enter_async_context(host.client("bob"))
         await older.join()
-        (session,) = host.module._audience._sessions[ROOM][BOB]
-        assert isinstance(session, Session)
+        (session,) = host.module._sessions[ROOM][BOB]
         store.gate.clear()
         await newer.send("join", namespace="control")
         await bobs_who_join(host, 2)
@@ -203,7 +198,7 @@ async def test_what_the_older_one_does_when_the_newer_one_joins_is_not_done_to_i
         await ending
         await newer.wait_for("join_success", namespace="control")
         assert await older.closed() == 1000
-        record = await session.meeting.journal.record()
+        record = await session.meeting.record()
         assert record.state.members[BOB].returns_until is None
 
 
@@ -225,7 +220,7 @@ async def test_the_last_delivery_goes_out_before_the_close(host: Hosted) -> None
         restricting = asyncio.create_task(alice.send("enable_microphone_restrictions", unrestricted_participants=[]))
         await bob.wait_for("microphone_restrictions_enabled")
         await restricting
-        (session,) = host.module._audience._sessions[ROOM][BOB]
+        (session,) = host.module._sessions[ROOM][BOB]
         for number in range(100):
             session.tell(MicrophoneRestrictionsDisabled(), number)
         session.end("kicked")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from signaling.core.changes import Restricted
-from signaling.core.conclusions import Announcement, Everyone
+from signaling.core.announcements import Announcement, Everyone
+from signaling.core.changes import Restricted, Unbanned
 from signaling.core.decisions import Decision
 from signaling.core.participants import Source
 from signaling.identifiers import CommandId, ParticipantId, RoomId
@@ -18,7 +18,8 @@ from signaling.messages.moderation import Outcome
 from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
 from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
-from tests.core.meetings import ALICE, BOARD, BOB, MEETING
+from tests.core.meetings import ALICE, BOARD, BOB
+from tests.stores.logs import append, begun, commit, following, hand, record
 
 OTHER = RoomId("another")
 AUDIT_ENTRIES = 5
@@ -54,10 +55,6 @@ def commits(store: Store) -> list[Commit]:
     return told
 
 
-def record(revision: int, room: RoomId = BOARD) -> Record:
-    return Record(revision, replace(MEETING, room=room, version=revision))
-
-
 def entry(number: int) -> AuditEntry:
     return AuditEntry(
         CommandId(f"c-{number}"),
@@ -74,7 +71,7 @@ async def write_entries(store: Store, *numbers: int, room: RoomId = BOARD) -> No
     for number in numbers:
         kept = await store.read(room)
         revision = 0 if kept is None else kept.revision
-        assert await store.write(record(revision + 1, room), audit=entry(number))
+        assert await append(store, revision + 1, room, audit=entry(number))
 
 
 def numbers(entries: tuple[AuditEntry, ...]) -> list[int]:
@@ -105,23 +102,23 @@ async def test_there_is_no_record_of_a_meeting_that_was_never_written(store: Sto
 async def test_what_was_written_is_read(store: Store) -> None:
     change = Restricted(Source.MICROPHONE, frozenset({ALICE}))
     staged = Decision(CommandId("c-1"), "enable_microphone_restrictions", ALICE, 1.0, (change,))
-    written = replace(record(1), staged=staged)
-    assert await store.write(written)
+    written = following(begun(), staged=staged)
+    assert await store.append(written)
     kept = await store.read(BOARD)
-    assert kept == written
+    assert kept == written.record
     assert kept.effective.restricted == {Source.MICROPHONE}
     assert kept.state.restricted == frozenset()
 
 
 async def test_rooms_are_sorted(store: Store) -> None:
     for name in ("b", "Z", "a", "ü"):
-        assert await store.write(record(1, RoomId(name)))
+        assert await append(store, 1, RoomId(name))
     assert await store.rooms() == ("Z", "a", "b", "ü")
 
 
 async def test_each_revision_follows_the_one_before(store: Store) -> None:
     for revision in (1, 2, 3):
-        assert await store.write(record(revision))
+        assert await append(store, revision)
     assert await store.read(BOARD) == record(3)
 
 
@@ -130,9 +127,9 @@ async def test_a_revision_that_is_not_the_next_is_not_written(
     store: Store, commits: list[Commit], revision: int
 ) -> None:
     for before in (1, 2):
-        await store.write(record(before))
+        await append(store, before)
     commits.clear()
-    assert not await store.write(record(revision), announcements=[], audit=entry(9))
+    assert not await append(store, revision, audit=entry(9))
     assert await store.read(BOARD) == record(2)
     assert await store.audit(BOARD, limit=10) == ()
     assert commits == []
@@ -140,34 +137,32 @@ async def test_a_revision_that_is_not_the_next_is_not_written(
 
 @pytest.mark.parametrize("revision", [0, 2])
 async def test_the_first_revision_is_1(store: Store, revision: int) -> None:
-    assert not await store.write(record(revision))
+    assert not await append(store, revision)
     assert await store.rooms() == ()
 
 
 async def test_one_of_many_who_write_the_same_revision_wins(store: Store, commits: list[Commit]) -> None:
-    await store.write(record(1))
-    versions = range(100, 120)
-    attempts = [replace(record(2), state=replace(MEETING, version=version)) for version in versions]
-    written = await asyncio.gather(*map(store.write, attempts))
+    await append(store, 1)
+    attempts = [following(record(1), hand(number)) for number in range(100, 120)]
+    written = await asyncio.gather(*map(store.append, attempts))
     assert written.count(True) == 1
     winner = attempts[written.index(True)]
-    assert await store.read(BOARD) == winner
-    assert [commit.record for commit in commits] == [record(1), winner]
+    assert await store.read(BOARD) == winner.record
+    assert commits == [commit(1), winner]
 
 
 async def test_whoever_tries_again_loses_no_write(store: Store, commits: list[Commit]) -> None:
     async def count_up(room: RoomId) -> None:
         while True:
             kept = await store.read(room)
-            after = record(1 if kept is None else kept.revision + 1, room)
-            if await store.write(after):
+            if await append(store, 1 if kept is None else kept.revision + 1, room):
                 return
 
     async with asyncio.timeout(30):
         await asyncio.gather(*(count_up(room) for _ in range(20) for room in (BOARD, OTHER)))
     for room in (BOARD, OTHER):
         assert await store.read(room) == record(20, room)
-        revisions = [commit.record.revision for commit in commits if commit.record.state.room == room]
+        revisions = [each.record.revision for each in commits if each.record.state.room == room]
         assert revisions == list(range(1, 21))
 
 
@@ -176,50 +171,95 @@ async def test_whoever_tries_again_loses_no_write(store: Store, commits: list[Co
 
 async def test_listeners_are_told_before_write_returns(store: Store) -> None:
     told: list[tuple[str, Commit]] = []
-    store.listen(lambda commit: told.append(("first", commit)))
-    store.listen(lambda commit: told.append(("second", commit)))
+    store.listen(lambda made: told.append(("first", made)))
+    store.listen(lambda made: told.append(("second", made)))
     announcements = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled(), CommandId("c-1"))]
-    assert await store.write(record(1), announcements=announcements)
-    commit = Commit(record(1), tuple(announcements))
-    assert told == [("first", commit), ("second", commit)]
+    assert await store.append(commit(1, announcements=announcements))
+    expected = commit(1, announcements=announcements)
+    assert told == [("first", expected), ("second", expected)]
 
 
 async def test_listeners_are_told_in_the_event_loop(store: Store) -> None:
     loops: list[asyncio.AbstractEventLoop] = []
     store.listen(lambda _: loops.append(asyncio.get_running_loop()))
-    await store.write(record(1))
+    await append(store, 1)
     assert loops == [asyncio.get_running_loop()]
 
 
 async def test_whoever_is_told_reads_what_was_written(store: Store) -> None:
     readers: list[asyncio.Task[Record | None]] = []
     store.listen(lambda _: readers.append(asyncio.create_task(store.read(BOARD))))
-    await store.write(record(1))
+    await append(store, 1)
     assert await readers[0] == record(1)
 
 
 async def test_listeners_are_told_only_of_what_comes_after(store: Store) -> None:
-    await store.write(record(1))
+    await append(store, 1)
     commits: list[Commit] = []
     store.listen(commits.append)
-    await store.write(record(2))
-    assert commits == [Commit(record(2))]
+    await append(store, 2)
+    assert commits == [commit(2)]
 
 
 async def test_writes_begun_together_are_told_of_in_order(store: Store, commits: list[Commit]) -> None:
-    assert all(await asyncio.gather(*(store.write(record(revision)) for revision in range(1, 101))))
-    assert [commit.record.revision for commit in commits] == list(range(1, 101))
+    assert all(await asyncio.gather(*(append(store, revision) for revision in range(1, 101))))
+    assert [each.record.revision for each in commits] == list(range(1, 101))
 
 
 async def test_a_cancelled_write_is_told_of_once(store: Store, commits: list[Commit]) -> None:
-    writing = asyncio.create_task(store.write(record(1), audit=entry(1)))
+    writing = asyncio.create_task(append(store, 1, audit=entry(1)))
     await asyncio.sleep(0)  # it begins
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
-    assert await store.write(record(2))
-    assert commits == [Commit(record(1)), Commit(record(2))]
+    assert await append(store, 2)
+    assert commits == [commit(1, audit=entry(1)), commit(2)]
     assert await store.read(BOARD) == record(2)
     assert numbers(await store.audit(BOARD, limit=10)) == [1]
+
+
+# --- Reading the log ---------------------------------------------------------------------------------------------
+
+
+async def test_what_followed_a_revision_can_be_read(store: Store) -> None:
+    announced = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled(), CommandId("c-2"))]
+    made = [commit(1), commit(2, announcements=announced, audit=entry(2)), commit(3)]
+    for each in made:
+        assert await store.append(each)
+    assert await append(store, 1, OTHER)
+    for after in range(4):
+        assert await store.entries(BOARD, after) == tuple(each.entry for each in made[after:])
+
+
+@pytest.mark.parametrize("after", [-1, 3, 4])
+async def test_nothing_is_known_to_follow_what_has_not_been(store: Store, after: int) -> None:
+    for revision in (1, 2):
+        await append(store, revision)
+    assert await store.entries(BOARD, after) is None
+
+
+async def test_nothing_follows_in_a_meeting_that_is_not_kept(store: Store) -> None:
+    assert await store.entries(BOARD, 0) is None
+    await append(store, 1)
+    await store.forget(BOARD, 1)
+    assert await store.entries(BOARD, 0) is None
+    assert await store.entries(BOARD, 1) is None
+
+
+async def test_old_entries_are_kept_no_longer_and_the_newest_are_in_order(store: Store) -> None:
+    before, made = begun(), list[Commit]()
+    people = frozenset(ParticipantId(f"p{number:0100}") for number in range(40))
+    for _ in range(400):
+        outcomes = (Outcome(participant=BOB, outcome="muted"),)
+        audit = AuditEntry(CommandId("c"), 1.0, ALICE, "force_mute", outcomes=outcomes)
+        made.append(following(before, Unbanned(people), hand(len(made)), audit=audit))
+        before = made[-1].record
+        assert await store.append(made[-1])
+    assert await store.entries(BOARD, 0) is None
+    known = [after for after in range(401) if await store.entries(BOARD, after) is not None]
+    assert known == list(range(known[0], 401)), "from some revision on"
+    assert len(known) > 1
+    assert await store.entries(BOARD, known[0]) == tuple(each.entry for each in made[known[0] :])
+    assert await store.read(BOARD) == before
 
 
 # --- Forgetting --------------------------------------------------------------------------------------------------
@@ -238,7 +278,7 @@ async def test_a_forgotten_meeting_is_gone_with_its_audit(store: Store) -> None:
 async def test_a_forgotten_meeting_can_begin_anew(store: Store) -> None:
     await write_entries(store, 1, 2)
     await store.forget(BOARD, 2)
-    assert not await store.write(record(3))
+    assert not await append(store, 3)
     await write_entries(store, 7)
     assert await store.read(BOARD) == record(1)
     assert numbers(await store.audit(BOARD, limit=10)) == [7]
@@ -258,17 +298,17 @@ async def test_a_meeting_that_is_not_kept_is_not_forgotten(store: Store) -> None
 
 
 async def test_nobody_is_told_of_forgetting(store: Store, commits: list[Commit]) -> None:
-    await store.write(record(1))
+    await append(store, 1)
     await store.forget(BOARD, 1)
-    assert commits == [Commit(record(1))]
+    assert commits == [commit(1)]
 
 
 async def test_of_a_write_and_forgetting_one_wins(store: Store) -> None:
-    await store.write(record(1))
-    written, forgotten = await asyncio.gather(store.write(record(2)), store.forget(BOARD, 1))
+    await append(store, 1)
+    written, forgotten = await asyncio.gather(append(store, 2), store.forget(BOARD, 1))
     assert written
     assert not forgotten
-    forgotten, written = await asyncio.gather(store.forget(BOARD, 2), store.write(record(3)))
+    forgotten, written = await asyncio.gather(store.forget(BOARD, 2), append(store, 3))
     assert forgotten
     assert not written
     assert await store.read(BOARD) is None
@@ -278,7 +318,7 @@ async def test_of_a_write_and_forgetting_one_wins(store: Store) -> None:
 
 
 async def test_a_meeting_without_commands_has_no_audit(store: Store) -> None:
-    await store.write(record(1))
+    await append(store, 1)
     assert await store.audit(BOARD, limit=10) == ()
     assert await store.audit(OTHER, limit=10) == ()
 
@@ -294,7 +334,7 @@ async def test_an_entry_about_many_people_comes_back_as_it_was(store: Store) -> 
     outcomes[500] = Outcome(participant=ParticipantId("p0500"), outcome="unrestricted", detail="cannot_publish_again")
     outcomes.append(Outcome(participant=ParticipantId("a"), outcome="restricted"))
     written = replace(entry(1), outcomes=tuple(outcomes))
-    await store.write(record(1), audit=written)
+    await append(store, 1, audit=written)
     assert await store.audit(BOARD, limit=1) == (written,)
 
 
@@ -402,7 +442,7 @@ async def test_a_key_is_kept_although_whoever_kept_it_stopped_waiting(store: Sto
 
 
 async def test_what_is_kept_outlasts_meetings(store: Store) -> None:
-    await store.write(record(1))
+    await append(store, 1)
     await store.keep_once(Kept.CLOSED_ROOM, BOARD, until=10, now=0)
     await store.forget(BOARD, 1)
     assert await store.kept(Kept.CLOSED_ROOM, now=0) == {BOARD: 10}
@@ -456,5 +496,5 @@ async def test_whoever_stops_waiting_for_a_turn_holds_up_nobody(store: Store) ->
 
 async def test_a_turn_does_not_hinder_reading_and_writing(store: Store) -> None:
     async with store.turn(BOARD):
-        assert await store.write(record(1))
+        assert await append(store, 1)
         assert await store.read(BOARD) == record(1)

@@ -1,13 +1,12 @@
 """What a meeting's audit weighs in memory."""
 
 import tracemalloc
-from dataclasses import replace
 
-from signaling.identifiers import CommandId, ParticipantId, RoomId
+from signaling.identifiers import CommandId, ParticipantId
 from signaling.messages.moderation import Outcome
-from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.contract import AuditEntry
 from signaling.stores.memory import MemoryStore
-from tests.core.meetings import MEETING
+from tests.stores.logs import begun, following
 
 KIB = 1024
 
@@ -15,12 +14,15 @@ KIB = 1024
 async def test_entries_about_a_thousand_people_weigh_little() -> None:
     store = MemoryStore(audit_entries=100)
     people = [ParticipantId(f"participant-{number}") for number in range(1_000)]
-    state = replace(MEETING, room=RoomId("m"))
+    kept = begun()
 
     async def command(revision: int) -> None:
         outcomes = tuple(Outcome(participant=who, outcome="restricted") for who in people)
         entry = AuditEntry(CommandId(f"c-{revision}"), 1.0, people[0], "restrict", outcomes=outcomes)
-        assert await store.write(Record(revision, state), audit=entry)
+        nonlocal kept
+        made = following(kept, audit=entry)
+        assert await store.append(made)
+        kept = made.record
 
     await command(1)  # whatever is made once
     tracemalloc.start()

@@ -30,7 +30,6 @@ from signaling.core.commands import (
     NoteRoomDeleted,
     NoteUnmutedAgain,
 )
-from signaling.core.conclusions import conclude
 from signaling.core.decisions import Decision, decide
 from signaling.core.effects import Effect, Finding, Mute, Presence, Stop
 from signaling.core.participants import Kind, Role, Source
@@ -47,7 +46,7 @@ from signaling.stores.serialization import (
     load_audit_entry,
     load_record,
 )
-from tests.core.meetings import ALICE, AT, BOARD, BOB, CAROL, DAVE, MAIN, MEETING, present, somebody
+from tests.core.meetings import ALICE, AT, BOARD, BOB, CAROL, DAVE, MAIN, MEETING, conclude, present, somebody
 from tests.core.test_rules import MEETINGS, STRANGER
 
 # JSON has no other numbers, and all of ours are times.

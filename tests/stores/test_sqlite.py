@@ -10,7 +10,6 @@ import threading
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,26 +19,23 @@ from signaling.core.participants import Source
 from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import CommandId, RoomId
 from signaling.stores import sqlite, sqlite_file
-from signaling.stores.contract import AuditEntry, Commit, Kept, Record
+from signaling.stores.contract import AuditEntry, Commit, Kept
 from signaling.stores.sqlite import SQLiteStore
-from tests.core.meetings import ALICE, BOARD, MEETING
+from signaling.stores.sqlite_log import append_entry
+from tests.core.meetings import ALICE, BOARD
+from tests.stores.logs import append, commit, following, hand, record
 
 CHILD = """
 import asyncio, resource, sys
 from pathlib import Path
-from signaling.core.state import MeetingState
 from signaling.errors import StoreError
-from signaling.identifiers import CommandId, ParticipantId, RoomId
-from signaling.stores.contract import AuditEntry, Kept, Record
+from signaling.identifiers import CommandId, ParticipantId
+from signaling.stores.contract import AuditEntry, Kept
 from signaling.stores.sqlite import SQLiteStore
-
-BOARD = RoomId("board")
+from tests.stores.logs import BOARD, append, begun, large
 
 def say(*words):
     print(*words, flush=True)
-
-def record(revision, padding=()):
-    return Record(revision, MeetingState(BOARD, version=revision, departed=frozenset(padding)))
 
 async def main(path):
     store = SQLiteStore(path)
@@ -56,21 +52,20 @@ HOLD = "await asyncio.Event().wait()"
 WRITE_FOR_EVER = """
     for revision in range(1, 1_000_000):
         audit = AuditEntry(CommandId(f"c-{revision}"), 1.0, ParticipantId("alice"), "force_mute")
-        assert await store.write(record(revision), audit=audit)
+        assert await append(store, revision, audit=audit)
         say(revision)
 """
 WRITE_BEYOND_THE_LIMIT = """
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
-    padding = [ParticipantId(f"{number:0100}") for number in range(200)]
-    revision = 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+    kept = begun()
     try:
-        while await store.write(record(revision + 1, padding)):
-            revision += 1
+        while await store.append(commit := large(kept)):
+            kept = commit.record
     except StoreError as error:
         say(error)
-    say(revision, (await store.read(BOARD)).revision)
+    say(kept.revision, (await store.read(BOARD)).revision)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    say(await store.write(record(revision + 1)))
+    say(await store.append(large(kept)))
     await store.close()
 """
 
@@ -117,10 +112,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "meetings.sqlite"
 
 
-def record(revision: int, room: RoomId = BOARD) -> Record:
-    return Record(revision, replace(MEETING, room=room, version=revision))
-
-
 def audit(number: int) -> AuditEntry:
     return AuditEntry(CommandId(f"c-{number}"), float(number), ALICE, "force_mute")
 
@@ -153,25 +144,25 @@ async def busy(store: SQLiteStore) -> AsyncIterator[None]:
 
 async def test_what_was_written_is_there_after_reopening(path: Path) -> None:
     async with opened(path) as store:
-        await store.write(record(1), audit=audit(1))
-        await store.write(record(2), audit=audit(2))
-        await store.write(record(1, RoomId("another")))
-        await store.write(record(1, RoomId("forgotten")), audit=audit(3))
+        await append(store, 1, audit=audit(1))
+        await append(store, 2, audit=audit(2))
+        await append(store, 1, RoomId("another"))
+        await append(store, 1, RoomId("forgotten"), audit=audit(3))
         await store.forget(RoomId("forgotten"), 1)
     async with opened(path) as store:
         assert await store.rooms() == ("another", "board")
         assert await store.read(BOARD) == record(2)
         assert await store.audit(BOARD, limit=10) == (audit(2), audit(1))
         assert await store.audit(RoomId("forgotten"), limit=10) == ()
-        assert not await store.write(record(2))
-        assert await store.write(record(3))
+        assert not await append(store, 2)
+        assert await append(store, 3)
 
 
 async def test_a_closed_store_can_be_opened_again(path: Path) -> None:
     store = SQLiteStore(path)
     for revision in (1, 2, 3):
         await store.open()
-        assert await store.write(record(revision))
+        assert await append(store, revision)
         await store.close()
 
 
@@ -301,9 +292,11 @@ async def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
             assert await store.audit(BOARD, limit=10) == (audit(1),)
     async with opened(path) as store:
         assert await store.keep_once(Kept.TICKET, "a", until=10, now=0)
-        assert await store.write(record(3))
+        taken_over = await store.read(BOARD)
+        assert taken_over is not None
+        assert await store.append(following(taken_over, hand(3)))
     with closing(sqlite3.connect(path)) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+        assert database.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 # --- One process at a time ---------------------------------------------------------------------------------------
@@ -312,7 +305,7 @@ async def test_a_file_of_the_first_version_is_taken_over(path: Path) -> None:
 async def test_a_second_process_is_refused(path: Path) -> None:
     async with opened(path) as store, child(path, HOLD) as (_, next_line):
         assert await next_line() == f"StoreLocked {path}: another process holds it"
-        assert await store.write(record(1))
+        assert await append(store, 1)
 
 
 async def test_what_another_process_holds_can_be_opened_when_that_is_gone(path: Path) -> None:
@@ -334,14 +327,14 @@ async def test_a_second_store_of_this_process_is_refused_and_frees_nothing(path:
             await SQLiteStore(path).open()
         async with child(path, HOLD) as (_, next_line):
             assert (await next_line()).startswith("StoreLocked ")
-        assert await store.write(record(1))
+        assert await append(store, 1)
 
 
 async def test_opening_twice_is_refused(path: Path) -> None:
     async with opened(path) as store:
         with pytest.raises(StoreError, match="is open already"):
             await store.open()
-        assert await store.write(record(1))
+        assert await append(store, 1)
 
 
 # --- The file ----------------------------------------------------------------------------------------------------
@@ -352,7 +345,7 @@ async def test_the_file_and_its_directories_are_for_this_user_only(tmp_path: Pat
     before = os.umask(0)
     try:
         async with opened(path) as store:
-            await store.write(record(1))
+            await append(store, 1)
             files = list(path.parent.iterdir())
     finally:
         os.umask(before)
@@ -365,13 +358,13 @@ async def test_the_file_and_its_directories_are_for_this_user_only(tmp_path: Pat
 
 async def test_the_log_is_for_this_user_only(path: Path) -> None:
     async with opened(path) as store:
-        await store.write(record(1))
+        await append(store, 1)
         assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
 
 
 async def test_one_file_is_left_when_it_is_closed(path: Path) -> None:
     async with opened(path) as store:
-        await store.write(record(1))
+        await append(store, 1)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -416,7 +409,7 @@ def a_newer_schema(path: Path) -> None:
         (a_directory, "is a directory"),
         (text, "file is not a database"),
         (something_else, "is a database of something else"),
-        (a_newer_schema, "has schema 99, and this version knows 2 at most"),
+        (a_newer_schema, "has schema 99, and this version knows 3 at most"),
     ],
 )
 async def test_what_is_no_store_is_refused_and_left_alone(
@@ -442,19 +435,9 @@ async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 async def test_a_damaged_file_is_named(path: Path) -> None:
     async with opened(path) as store:
         for number in range(100):
-            await store.write(record(1, RoomId(f"room-{number}")), audit=audit(number))
+            await append(store, 1, RoomId(f"room-{number}"), audit=audit(number))
     damage(path)
     with pytest.raises(StoreError, match=f"^{path}: .*malformed"):
-        await SQLiteStore(path).open()
-
-
-async def test_a_meeting_of_an_unknown_format_is_named(path: Path) -> None:
-    async with opened(path) as store:
-        await store.write(record(1))
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("UPDATE meetings SET record = ?", (b'{"format": 2}',))
-        database.commit()
-    with pytest.raises(StoreError, match=f"^{path}: meeting board: Record of format 2"):
         await SQLiteStore(path).open()
 
 
@@ -473,7 +456,8 @@ async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
         for use in (
             store.rooms,
             lambda: store.read(BOARD),
-            lambda: store.write(record(1)),
+            lambda: append(store, 1),
+            lambda: store.entries(BOARD, 0),
             lambda: store.forget(BOARD, 1),
             lambda: store.audit(BOARD, limit=1),
         ):
@@ -486,7 +470,7 @@ async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
 async def test_closing_finishes_what_was_begun(path: Path) -> None:
     async with opened(path) as store:
         async with busy(store):
-            writes = [asyncio.create_task(store.write(record(revision))) for revision in range(1, 200)]
+            writes = [asyncio.create_task(append(store, revision)) for revision in range(1, 200)]
             await asyncio.sleep(0)  # they begin
             closings = [asyncio.create_task(store.close()) for _ in range(2)]
             await asyncio.sleep(0)
@@ -522,7 +506,7 @@ async def test_a_cancelled_open_lets_go_of_everything(path: Path) -> None:
     await store.close()
     assert not writer_threads()
     async with opened(path) as another:
-        assert await another.write(record(1))
+        assert await append(another, 1)
 
 
 async def test_a_write_that_waited_and_was_cancelled_is_made_and_told_of_once(path: Path) -> None:
@@ -530,14 +514,14 @@ async def test_a_write_that_waited_and_was_cancelled_is_made_and_told_of_once(pa
         commits: list[Commit] = []
         store.listen(commits.append)
         async with busy(store):
-            writing = asyncio.create_task(store.write(record(1)))
+            writing = asyncio.create_task(append(store, 1))
             await asyncio.sleep(0)  # it waits
             writing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await writing
             assert await store.read(BOARD) is None
         await store.rooms()
-        assert commits == [Commit(record(1))]
+        assert commits == [commit(1)]
         assert await store.read(BOARD) == record(1)
 
 
@@ -545,12 +529,12 @@ async def test_a_cancelled_write_that_fails_is_told_to_nobody(path: Path, monkey
     def fail(*_: object) -> bool:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(sqlite, "_write", fail)
+    monkeypatch.setattr(sqlite, "append_entry", fail)
     async with opened(path) as store:
         commits: list[Commit] = []
         store.listen(commits.append)
         async with busy(store):
-            writing = asyncio.create_task(store.write(record(1)))
+            writing = asyncio.create_task(append(store, 1))
             await asyncio.sleep(0)  # it waits
             writing.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -566,7 +550,7 @@ async def test_writes_that_wait_together_each_have_their_own_result(path: Path) 
     async with opened(path) as store:
         async with busy(store):
             tasks = [
-                asyncio.create_task(store.write(record(revision), audit=audit(number)))
+                asyncio.create_task(append(store, revision, audit=audit(number)))
                 for number, revision in enumerate([1, 1, 2, 4, 3, 3])
             ]
             auditing = asyncio.create_task(store.audit(BOARD, limit=10))
@@ -580,19 +564,17 @@ async def test_writes_that_wait_together_each_have_their_own_result(path: Path) 
 async def test_a_write_that_fails_takes_no_other_along(
     path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = sqlite._write
-
-    def fail_for_one(room: RoomId, *rest: object) -> bool:
-        written = write(room, *rest)  # type: ignore[arg-type]
-        if room == "bad":
+    def fail_for_one(made: Commit, *rest: object) -> bool:
+        written = append_entry(made, *rest)  # type: ignore[arg-type]
+        if made.entry.room == "bad":
             raise error
         return written
 
-    monkeypatch.setattr(sqlite, "_write", fail_for_one)
+    monkeypatch.setattr(sqlite, "append_entry", fail_for_one)
     rooms = [RoomId(name) for name in ("a", "bad", "c")]
     async with opened(path) as store:
         async with busy(store):
-            tasks = [asyncio.create_task(store.write(record(1, room))) for room in rooms]
+            tasks = [asyncio.create_task(append(store, 1, room)) for room in rooms]
             await asyncio.sleep(0)
         first, failed, last = await asyncio.gather(*tasks, return_exceptions=True)
         assert first is last is True
@@ -615,6 +597,6 @@ async def test_a_listener_that_raises_keeps_nobody_waiting(path: Path) -> None:
     async with opened(path) as store:
         store.listen(raise_it)
         async with asyncio.timeout(5):
-            assert await store.write(record(1))
+            assert await append(store, 1)
         assert await store.read(BOARD) == record(1)
     assert [type(error) for error in logged] == [ZeroDivisionError]

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from signaling.core.state import MeetingState
+from signaling.core.changes import Banned, Unbanned
 from signaling.errors import StoreError, StoreLocked
 from signaling.identifiers import ParticipantId, RoomId
 from signaling.stores import sqlite
-from signaling.stores.contract import AuditEntry, Kept, Record
+from signaling.stores.contract import AuditEntry, Kept
 from signaling.stores.sqlite import SQLiteStore
 from tests.core.meetings import BOARD
 from tests.meeting_on_fake import until
-from tests.stores.test_sqlite import HOLD, audit, busy, child, opened, record, writer_threads
+from tests.stores.logs import append, begun, following, hand, large, record
+from tests.stores.test_sqlite import HOLD, audit, busy, child, opened, writer_threads
 
 OTHER = RoomId("another")
 
@@ -112,20 +113,20 @@ HANDS = [
 
 async def fill(store: SQLiteStore) -> None:
     for revision in (1, 2):
-        assert await store.write(record(revision), audit=audit(revision))
-    assert await store.write(record(1, OTHER), audit=audit(1))
-    assert await store.write(record(1, RoomId("forgotten")), audit=audit(1))
+        assert await append(store, revision, audit=audit(revision))
+    assert await append(store, 1, OTHER, audit=audit(1))
+    assert await append(store, 1, RoomId("forgotten"), audit=audit(1))
     assert await store.forget(RoomId("forgotten"), 1)
     assert await store.keep_once(Kept.TICKET, "t", until=10, now=0)
     assert await store.keep_once(Kept.CLOSED_ROOM, "r", until=20, now=0)
 
 
-async def until_written(store: SQLiteStore, written: Record, entry: AuditEntry | None = None) -> None:
+async def until_written(store: SQLiteStore, revision: int, entry: AuditEntry | None = None) -> None:
     """Try for as long as the store does not."""
 
     async def try_it() -> bool:
         try:
-            return await store.write(written, audit=entry)
+            return await append(store, revision, audit=entry)
         except StoreError:
             return False
 
@@ -158,9 +159,9 @@ async def test_nothing_that_was_acknowledged_is_lost_with_the_file(
         await fill(store)
         with capture_logs() as logs:
             lay_hands_on(path)
-            assert await store.write(record(3))
+            assert await append(store, 3)
         await check_all_is_there(await crashed(path), 3)
-        assert await store.write(record(4))
+        assert await append(store, 4)
     await check_all_is_there(path, 4)
     assert [(line["event"], line["log_level"]) for line in logs] == [
         ("store_damaged", "error"),
@@ -187,7 +188,7 @@ async def test_once_is_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         await fill(store)
         with capture_logs() as logs:
             for revision in range(3, 100):
-                assert await store.write(record(revision))
+                assert await append(store, revision)
                 if revision % 30 == 0:
                     delete(path)
     assert [line["event"] for line in logs] == ["store_damaged", "store_renewed"] * 3
@@ -202,9 +203,12 @@ async def test_nobody_who_writes_much_is_taken_for_somebody_else(path: Path, mon
     monkeypatch.setattr(sqlite, "_LOOK_S", 0.001)
     with capture_logs() as logs:
         async with opened(path) as store:
-            for revision in range(1, 100):  # past the size at which SQLite brings its log into the file
-                padding = frozenset(ParticipantId(f"{revision}-{number:0100}") for number in range(500))
-                assert await store.write(Record(revision, MeetingState(BOARD, version=revision, departed=padding)))
+            kept = begun()
+            for _ in range(100):  # past the size at which SQLite brings its log into the file
+                padding = frozenset(ParticipantId(f"{kept.revision}-{number:0100}") for number in range(500))
+                made = following(kept, Banned(padding), Unbanned(padding), hand(kept.revision))
+                assert await store.append(made)
+                kept = made.record
                 await store.check()
             assert path.stat().st_size > 50_000
             with pytest.raises(ZeroDivisionError):
@@ -217,7 +221,7 @@ async def test_the_audit_is_saved_as_far_as_the_old_file_can_be_read(path: Path)
     async with opened(path) as store:
         await fill(store)
         delete_everything(path)
-        assert await store.write(record(3), audit=audit(3))
+        assert await append(store, 3, audit=audit(3))
         assert await store.audit(BOARD, limit=10) == (audit(3), audit(2), audit(1))
         assert await store.audit(RoomId("forgotten"), limit=10) == ()
         await store._do(lambda database: database.execute("UPDATE audit SET entry = x'00' WHERE command_id = 'c-2'"))
@@ -252,7 +256,7 @@ async def test_writes_that_wait_together_are_all_in_the_new_file_once(path: Path
         await fill(store)
         async with busy(store):
             delete(path)
-            writes = [asyncio.create_task(store.write(record(n), audit=audit(n))) for n in (3, 4, 4, 5)]
+            writes = [asyncio.create_task(append(store, n, audit=audit(n))) for n in (3, 4, 4, 5)]
             await asyncio.sleep(0)
         assert await asyncio.gather(*writes) == [True, True, False, True]
         assert [entry.at for entry in await store.audit(BOARD, limit=10)] == [5, 4, 3, 2, 1]
@@ -272,7 +276,7 @@ async def test_damage_that_only_reading_shows_is_made_good_too(path: Path) -> No
     async with opened(path) as store:
         await fill(store)
         before = path.stat().st_ino
-        assert await store._do(find_it_malformed) == "2"
+        assert await store._do(find_it_malformed) == "3"
     await check_all_is_there(path, 2)
 
 
@@ -289,13 +293,13 @@ async def test_a_file_that_another_process_made_meanwhile_is_left_to_it(
                 monkeypatch.setattr(sqlite, "_LOOK_S", 0.01)
                 for _ in range(3):
                     with pytest.raises(StoreLocked, match="another process holds it"):
-                        await store.write(record(3))
+                        await append(store, 3)
                 with pytest.raises(StoreLocked):
                     await store.check()
                 assert await store.read(BOARD) == record(2)
                 process.send_signal(signal.SIGKILL)
                 await process.wait()
-            await until_written(store, record(3))
+            await until_written(store, 3)
     events = [line["event"] for line in logs]
     assert events == ["store_damaged", "store_not_renewed", "store_renewed"]
     await check_all_is_there(path, 3)
@@ -311,23 +315,18 @@ async def test_while_it_cannot_be_made_anew_nothing_is_acknowledged(
         path.parent.write_text("in the way")
         for _ in range(3):
             with pytest.raises(StoreError, match=r"meetings\.sqlite: "):
-                await store.write(record(3), audit=audit(3))
+                await append(store, 3, audit=audit(3))
             with pytest.raises(StoreError):
                 await store.check()
         assert await store.read(BOARD) == record(2)
         path.parent.unlink()
-        await until_written(store, record(3), audit(3))
+        await until_written(store, 3, audit(3))
         assert [entry.at for entry in await store.audit(BOARD, limit=10)] == [3, 2, 1]
     await check_all_is_there(path, 3)
     assert not writer_threads()
 
 
 # --- The disk is full --------------------------------------------------------------------------------------------
-
-
-def large(revision: int) -> Record:
-    padding = frozenset(ParticipantId(f"{number:0100}") for number in range(1_000))
-    return Record(revision, MeetingState(BOARD, version=revision, departed=padding))
 
 
 async def test_a_store_that_is_full_says_so_until_it_is_no_longer(path: Path) -> None:
@@ -338,19 +337,19 @@ async def test_a_store_that_is_full_says_so_until_it_is_no_longer(path: Path) ->
         with capture_logs() as logs:
             for _ in range(2):
                 with pytest.raises(StoreError, match="database or disk is full"):
-                    await store.write(large(3))
+                    await store.append(large(record(2)))
                 with pytest.raises(StoreError, match="database or disk is full"):
                     await store.check()
-            assert await store.write(record(3)), "what is small enough is kept"
+            assert await append(store, 3), "what is small enough is kept"
             with pytest.raises(StoreError):
                 await store.check()
             await store._do(lambda database: database.execute("PRAGMA max_page_count = 10000").fetchone())
             await store.check()
-            assert await store.write(large(4))
+            assert await store.append(made := large(record(3)))
             await store.check()
     assert logs == [], "it is not taken for damage"
     async with opened(path) as store:
-        assert await store.read(BOARD) == large(4)
+        assert await store.read(BOARD) == made.record
 
 
 CHECK_BEYOND_THE_LIMIT = """
