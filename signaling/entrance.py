@@ -1,9 +1,12 @@
 """Who waits to be let in, and whether they have to wait for long."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from signaling.identifiers import ParticipantId, RoomId
 
 LATE_S: Final = 1.0
 """Whoever waits for longer was not let in at once, and nobody else would have been."""
@@ -21,6 +24,22 @@ class Entrance:
         self._clock = clock
         self._waiting_since: dict[object, float] = {}
         self._held_up_at = -math.inf
+        self._arriving: Counter[tuple[RoomId, ParticipantId]] = Counter()
+
+    @contextmanager
+    def arriving(self, room: RoomId, participant: ParticipantId) -> Iterator[None]:
+        """Somebody is being let in meanwhile, so that their place is kept for them."""
+        self._arriving[room, participant] += 1
+        try:
+            yield
+        finally:
+            self._arriving[room, participant] -= 1
+            if not self._arriving[room, participant]:
+                del self._arriving[room, participant]
+
+    def is_arriving(self, room: RoomId, participant: ParticipantId) -> bool:
+        """Whether somebody is being let in."""
+        return (room, participant) in self._arriving
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -4,50 +4,32 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import structlog
 
+from signaling.answers import Answers
+from signaling.audience import Audience, EndReason
 from signaling.core.commands import ChangeRole, Depart, Move
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Role
 from signaling.core.state import Member
+from signaling.credentials import Credentials
 from signaling.errors import InvalidParticipant, SessionEnded, StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId, new_command_id
 from signaling.meeting.journal import Committed
+from signaling.meeting.meeting import Meeting
+from signaling.meeting.turn import OVER
+from signaling.meeting.view import join_data
 from signaling.messages import control, livekit
 from signaling.messages.base import Event, Namespace
 from signaling.messages.envelope import Delivery, TransactionId
-from signaling.rooms import OVER, Meeting
-from signaling.view import join_data
 
 log = structlog.get_logger(__name__)
 
 Deliver = Callable[[Delivery], object]
-EndReason = Literal["kicked", "banned", "taken_over", "meeting_ended"]
 CONTROL: Final = Namespace.CONTROL.value
 MODERATION: Final = Namespace.MODERATION.value
-
-
-class Host(Protocol):
-    """What a session needs of the module that made it."""
-
-    def timestamp(self) -> float:
-        """Now, in seconds since the epoch; never before what it was the last time."""
-
-    def drop(self, session: "Session") -> None:
-        """Deliver nothing to this session any more."""
-
-    def is_being_taken_over(self, session: "Session") -> bool:
-        """Whether a newer session of the same participant has begun to join."""
-
-    async def receive(
-        self, session: "Session", namespace: str, payload: object, transaction_id: TransactionId | None
-    ) -> None:
-        """Carry out what a client of `session` sent."""
-
-    async def mint_credentials(self, session: "Session") -> livekit.Credentials | None:
-        """A token from the newest state, for the room where the participant belongs; `None` without LiveKit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +59,13 @@ class Session:
 
     def __init__(
         self,
-        module: "Host",
         meeting: Meeting,
         participant: ParticipantId,
         deliver: Deliver,
         extensions: frozenset[str],
+        audience: Audience,
+        credentials: Credentials,
+        answers: Answers,
     ) -> None:
         self.id = participant
         self.room = meeting.room
@@ -90,7 +74,9 @@ class Session:
         self.has_control = CONTROL in extensions
         self.has_moderation = MODERATION in extensions
         self.found: Found | None = None
-        self._module = module
+        self._audience = audience
+        self._credentials = credentials
+        self._answers = answers
         self._meeting = meeting
         self._deliver = deliver
         self._since: int | None = None
@@ -148,7 +134,7 @@ class Session:
         """
         if not self._is_over:
             with suppress(StoreError):  # this process ends, and the client was told
-                await self._meeting.see_through(self._module.receive(self, namespace, payload, transaction_id))
+                await self._meeting.tasks.see_through(self._answers.receive(self, namespace, payload, transaction_id))
 
     async def change_role(self, role: Role) -> None:
         """
@@ -159,11 +145,11 @@ class Session:
             SessionEnded: The participant is no longer here.
             StoreError: Nothing changed.
         """
-        await self._meeting.see_through(self._change_role(role))
+        await self._meeting.tasks.see_through(self._change_role(role))
 
     async def _change_role(self, role: Role) -> None:
         self._check()
-        answer = await self._meeting.take_turn(CONTROLLER, ChangeRole(self.id, role), new_command_id())
+        answer = await self._meeting.turns.take(CONTROLLER, ChangeRole(self.id, role), new_command_id())
         if answer is OVER:
             raise SessionEnded(f"the meeting {self.room} has ended")
         if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
@@ -181,26 +167,26 @@ class Session:
             SessionEnded: The participant is no longer here.
             StoreError: Nothing changed.
         """
-        await self._meeting.see_through(self._move(breakout))
+        await self._meeting.tasks.see_through(self._move(breakout))
 
     async def be_moved(self, breakout: BreakoutId | None) -> None:
         """Like `move`, by the controller: moderators are told, and the audit keeps it."""
-        await self._meeting.see_through(self._move(breakout, is_action=True))
+        await self._meeting.tasks.see_through(self._move(breakout, is_action=True))
 
     async def _move(self, breakout: BreakoutId | None, *, is_action: bool = False) -> None:
         self._check()
-        committed = await self._meeting.commit_now(self.id, Move(self.id, breakout, is_action))
+        committed = await self._meeting.turns.commit_now(self.id, Move(self.id, breakout, is_action))
         if isinstance(committed, Refusal):
             raise SessionEnded(f"{self.id} is not in the meeting")
-        credentials = await self._module.mint_credentials(self)
-        record = await self._meeting.record()
+        credentials = await self._credentials.mint(self._meeting, self.id)
+        record = await self._meeting.journal.record()
         if credentials is None:
             self._join_data = None
             self.tell(livekit.LiveKitError(error="livekit_unavailable"))
         else:
             self._join_data = join_data(record, credentials)
             self.tell(credentials)
-        await self._meeting.remove_identities(self.id, committed.before.state)
+        await self._meeting.agreement.remove_identities(self.id, committed.before.state)
 
     async def leave(self, reason: control.LeaveReason = "quit") -> None:
         """
@@ -210,7 +196,7 @@ class Session:
             StoreError: The participant is still here; leaving may be tried again.
         """
         if not self._is_over:
-            await self._meeting.see_through(self._leave(reason))
+            await self._meeting.tasks.see_through(self._leave(reason))
 
     async def _leave(self, reason: control.LeaveReason) -> None:
         if self._is_over or self._give_way():
@@ -219,7 +205,7 @@ class Session:
         committed = await self._meeting.journal.decide(self.id, lambda _: depart if self.is_newest else None)
         self.finish()
         if isinstance(committed, Committed):
-            removing = self._meeting.remove_identities(self.id, committed.before.state)
+            removing = self._meeting.agreement.remove_identities(self.id, committed.before.state)
             del committed  # the state before names everybody; when a whole meeting leaves, that is a lot of names
             await removing
 
@@ -231,18 +217,18 @@ class Session:
             StoreError: Nothing changed; it may be tried again.
         """
         if not self._is_over:
-            await self._meeting.see_through(self._disconnect())
+            await self._meeting.tasks.see_through(self._disconnect())
 
     async def _disconnect(self) -> None:
         if self._is_over or self._give_way():
             return
-        await self._meeting.lose_connections({self.id: lambda: self.is_newest})
+        await self._meeting.places.lose_connections({self.id: lambda: self.is_newest})
         self.finish()
 
     @property
     def is_newest(self) -> bool:
         """Whether the participant's place is this session's: it is not over, and no newer one is let in."""
-        return not self._is_over and not self._module.is_being_taken_over(self)
+        return not self._is_over and not self._audience.is_being_taken_over(self)
 
     def give_up(self) -> None:
         """Whoever let the participant in does not want to know any more: nothing is delivered from here on."""
@@ -266,7 +252,7 @@ class Session:
 
     def tell(self, event: Event, transaction_id: TransactionId | None = None) -> None:
         """Deliver an event to this session alone."""
-        self.push(Delivery(event, self._module.timestamp(), transaction_id), None)
+        self.push(Delivery(event, self._audience.timestamp(), transaction_id), None)
 
     def push(self, delivery: Delivery, revision: int | None) -> None:
         """Deliver; what belongs to a commit that the joiner already knows of is left out."""
@@ -305,7 +291,7 @@ class Session:
 
     def _give_way(self) -> bool:
         """End as taken over if that is about to be: what is undone now must not be undone to the newer session."""
-        if not self._module.is_being_taken_over(self):
+        if not self._audience.is_being_taken_over(self):
             return False
         self.end("taken_over")
         return True
@@ -313,7 +299,7 @@ class Session:
     def finish(self) -> None:
         """Deliver nothing any more; the host has ended the session, and knows."""
         self._is_over = True
-        self._module.drop(self)
+        self._audience.drop(self)
 
     def _check(self) -> None:
         if self._is_over:

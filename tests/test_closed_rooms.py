@@ -216,11 +216,13 @@ async def test_a_room_that_was_made_after_its_meeting_had_ended_goes_too(fake: F
     async with meeting_on_fake(fake, moderation_sweep_s=0.05, moderation_livekit_timeout_s=0.2) as meeting:
         await meeting.join("alice", Role.MODERATOR)
         fake.close_room(ROOM)
-        meeting.module._media.forget_rooms()  # type: ignore[union-attr]
+        meeting.module._entered.media.forget_rooms()
         with fake.hang(method="CreateRoom", takes_effect=False) as hanging:
             joining = asyncio.ensure_future(meeting.join("bob", in_livekit=False))
             await hanging.hit()
             await meeting.module.close_room(RoomId(ROOM))
         await asyncio.wait({joining})
         fake.create_room(ROOM)  # the call that went unanswered had its effect after all
-        await until(lambda: not fake.rooms or ParticipantId("bob") in meeting.module._sessions.get(meeting.room, {}))
+        await until(
+            lambda: not fake.rooms or ParticipantId("bob") in meeting.module._audience._sessions.get(meeting.room, {})
+        )

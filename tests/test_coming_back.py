@@ -3,6 +3,8 @@
 import asyncio
 import math
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 
 from signaling.core.decisions import decide
 from signaling.entrance import LATE_S, Entrance
-from signaling.rooms import MOST_EXTENDED_S, Meeting
+from signaling.meeting.meeting import Meeting
+from signaling.meeting.places import MOST_EXTENDED_S
 from signaling.stores import open_store
 from signaling.stores.contract import Commit, Store
 from signaling.testing.fake_room_service import FakeRoomService
-from tests.meeting_on_fake import ROOM, MeetingOnFake, meeting_on_fake, until
+from tests.meeting_on_fake import ROOM, MeetingOnFake, Person, meeting_on_fake, until
 from tests.test_giving_up import FailingStore
 
 GRACE_S = 10
@@ -40,7 +43,7 @@ async def members(meeting: MeetingOnFake) -> set[str]:
 
 
 def looked_after(meeting: MeetingOnFake) -> Meeting:
-    return meeting.module._meetings[ROOM]
+    return meeting.module._entered.meetings[ROOM]
 
 
 # --- All at once -------------------------------------------------------------------------------------------------
@@ -133,29 +136,36 @@ async def test_the_time_to_come_back_begins_anew_while_joins_wait(fake: FakeRoom
             joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
             await until(lambda: bool(meeting.module._entrance._waiting_since))
             clock.now += GRACE_S + 5
-            await meeting_here._expire()
+            await meeting_here.timer._expire()
         back = await joining
         clock.now += GRACE_S - 1
-        await meeting_here._expire()
+        await meeting_here.timer._expire()
         assert await members(meeting) == {"alice", "bob", "carol"}, "she may have waited to be let in, too"
         clock.now += 1
-        await meeting_here._expire()
+        await meeting_here.timer._expire()
         assert await members(meeting) == {"alice", "bob"}
         assert not back.session.is_over
         assert [told["id"] for told in alice.told("left", "control")] == ["carol"]
+
+
+@asynccontextmanager
+async def coming_back_later(meeting: MeetingOnFake, person: Person) -> AsyncIterator[asyncio.Task[Person]]:
+    """Somebody's connection is broken, and in this block they wait to be let in again."""
+    await person.session.disconnect()
+    async with looked_after(meeting).journal._line:
+        joining = asyncio.create_task(meeting.join(person.id, in_livekit=False))
+        await until(lambda: bool(meeting.module._entrance._waiting_since))
+        yield joining
 
 
 async def test_who_is_being_let_in_has_come_back(fake: FakeRoomService) -> None:
     clock = Clock()
     async with meeting_on_fake(fake, clock=clock, moderation_disconnect_grace_s=GRACE_S) as meeting:
         alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
-        await bob.session.disconnect()
-        meeting_here = looked_after(meeting)
-        async with meeting_here.journal._line:
-            joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-            await until(lambda: bool(meeting.module._entrance._waiting_since))
+        async with coming_back_later(meeting, bob) as joining:
             clock.now += GRACE_S + MOST_EXTENDED_S + 1
-            assert meeting_here._places_end((await meeting_here.record()).state) == {bob.id: math.inf}
+            meeting_here = looked_after(meeting)
+            assert meeting_here.places.end((await meeting_here.journal.record()).state) == {bob.id: math.inf}
         await joining
         assert alice.told("left", "control") == []
 
@@ -164,15 +174,12 @@ async def test_who_gives_up_coming_back_is_away_as_before(fake: FakeRoomService)
     clock = Clock()
     async with meeting_on_fake(fake, clock=clock, moderation_disconnect_grace_s=GRACE_S) as meeting:
         alice, bob = await meeting.join("alice", in_livekit=False), await meeting.join("bob", in_livekit=False)
-        await bob.session.disconnect()
-        meeting_here = looked_after(meeting)
-        async with meeting_here.journal._line:
-            joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-            await until(lambda: bool(meeting.module._entrance._waiting_since))
-            meeting_here._arm((await meeting_here.record()).state)
+        async with coming_back_later(meeting, bob) as joining:
+            meeting_here = looked_after(meeting)
+            meeting_here.timer._arm((await meeting_here.journal.record()).state)
             joining.cancel()
             await asyncio.wait({joining})
-        await until(lambda: not meeting.module._joining)
+        await until(lambda: not meeting.module._entered.meetings._engaged)
         clock.now += GRACE_S
         assert (await alice.until_told("left", "control"))["id"] == "bob"
 
@@ -184,11 +191,11 @@ async def test_places_are_not_kept_for_ever_because_others_wait(fake: FakeRoomSe
         await bob.session.disconnect()
         for _ in range(int(MOST_EXTENDED_S) + GRACE_S):
             meeting.module._entrance.note_late(2)
-            await looked_after(meeting)._expire()
+            await looked_after(meeting).timer._expire()
             assert await members(meeting) == {"alice", "bob"}
             clock.now += 1
         meeting.module._entrance.note_late(2)
-        await looked_after(meeting)._expire()
+        await looked_after(meeting).timer._expire()
         assert [told["id"] for told in alice.told("left", "control")] == ["bob"]
 
 
@@ -198,13 +205,13 @@ async def test_a_loop_that_was_late_is_noticed_while_anybody_is_away(fake: FakeR
         bob = await meeting.join("bob", in_livekit=False)
         await bob.session.disconnect()
         meeting_here = looked_after(meeting)
-        assert meeting_here._timer is not None
+        assert meeting_here.timer._timer is not None
         loop = asyncio.get_running_loop()
-        assert meeting_here._timer.when() - loop.time() <= LATE_S
-        meeting_here._timer.cancel()
-        meeting_here._look_at_the_time(loop.time() - 3)
+        assert meeting_here.timer._timer.when() - loop.time() <= LATE_S
+        meeting_here.timer._timer.cancel()
+        meeting_here.timer._look_at_the_time(loop.time() - 3)
         assert meeting.module._entrance.held_up_at() > 0
-        await until(lambda: meeting_here._timer is not None)
+        await until(lambda: meeting_here.timer._timer is not None)
 
 
 async def test_nobody_goes_because_the_store_failed_for_longer_than_the_grace(fake: FakeRoomService) -> None:
@@ -225,5 +232,5 @@ async def test_nobody_goes_because_the_store_failed_for_longer_than_the_grace(fa
 async def looked_at_again(meeting: MeetingOnFake) -> None:
     """Whatever is due by now has been dealt with."""
     of = looked_after(meeting)
-    await until(lambda: not of._is_expiring)
-    await of._expire()
+    await until(lambda: not of.timer._is_expiring)
+    await of.timer._expire()

@@ -101,9 +101,9 @@ async def become_quiet(meeting: MeetingOnFake) -> None:
     module = meeting.module
 
     def is_quiet() -> bool:
-        looked_after = module._meetings.get(meeting.room)
-        is_idle = looked_after is None or len(looked_after._tasks) == 1  # it keeps LiveKit in agreement
-        return is_idle and not module._joining and len(module._background) == 1
+        looked_after = module._entered.meetings.get(meeting.room)
+        is_idle = looked_after is None or len(looked_after.tasks) == 1  # it keeps LiveKit in agreement
+        return is_idle and not module._entered.meetings._engaged and len(module._entered.meetings._background) == 1
 
     await until(is_quiet)
 
@@ -112,11 +112,11 @@ async def test_a_first_join_that_is_given_up_leaves_no_meeting_and_no_room(meeti
     for at in moments(meeting):
         if await give_up(meeting, at):
             break
-        await until(lambda: not meeting.module._meetings)
+        await until(lambda: not meeting.module._entered.meetings._meetings)
         assert meeting.fake.rooms == ()
         assert await meeting.module._store.rooms() == ()
-        assert not meeting.module._sessions
-        assert not meeting.module._arriving
+        assert not meeting.module._audience._sessions
+        assert not meeting.module._entered.joining._arriving
 
 
 async def test_who_gives_up_joining_a_meeting_that_goes_on_is_not_in_it(meeting: MeetingOnFake) -> None:
@@ -131,7 +131,7 @@ async def test_who_gives_up_joining_a_meeting_that_goes_on_is_not_in_it(meeting:
             break
         assert await member(meeting) is None
         assert joined == left
-        assert set(meeting.module._sessions[meeting.room]) == {"alice"}
+        assert set(meeting.module._audience._sessions[meeting.room]) == {"alice"}
         assert not alice.session.is_over
 
 
@@ -202,7 +202,7 @@ async def test_who_stops_waiting_for_the_end_of_a_session_has_ended_it(meeting: 
         await become_quiet(meeting)
         kept = await member(meeting)
         assert bob.session.is_over
-        assert set(meeting.module._sessions[meeting.room]) == {"alice"}
+        assert set(meeting.module._audience._sessions[meeting.room]) == {"alice"}
         assert kept is None if how == "leave" else kept is not None and kept.returns_until is not None
         if is_too_late:
             break
@@ -214,7 +214,7 @@ async def test_a_first_join_that_fails_leaves_nothing(fake: FakeRoomService) -> 
         store.failures = 1
         with pytest.raises(StoreError):
             await meeting.join("bob")
-        await until(lambda: not meeting.module._meetings)
+        await until(lambda: not meeting.module._entered.meetings._meetings)
         assert fake.rooms == ()
         bob = await meeting.join("bob")
         assert meeting.may(bob)
@@ -273,11 +273,11 @@ async def test_nobody_is_thrown_out_because_an_empty_meetings_time_is_over_as_th
         record = await meeting.module._store.read(meeting.room)
         assert record is not None
         assert record.state.empty_since is not None
-        looked_after = meeting.module._meetings[meeting.room]
+        looked_after = meeting.module._entered.meetings[meeting.room]
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await steps(at)
         is_in = joining.done()
-        await looked_after.see_through(looked_after.end_if_empty(record.state.empty_since))
+        await looked_after.tasks.see_through(looked_after.timer.end_if_empty(record.state.empty_since))
         bob = await joining
         await become_quiet(meeting)
         assert not bob.session.is_over

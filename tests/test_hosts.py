@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,10 @@ async def test_a_command_that_takes_effect_though_its_sender_is_gone_is_logged_a
     assert len(alice.noticed("result")) == 1, "the session goes on, and is answered"
 
 
-async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_traceback(
-    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alice = await meeting.join("alice", Role.MODERATOR)
+async def bugs_logged(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch, asked: Coroutine[object, object, object]
+) -> list[str]:
+    """What is logged of a bug in the turn that was asked for, when nobody waits for it any more."""
     began, may_go_on = asyncio.Event(), asyncio.Event()
 
     async def fail(*_: object, **_more: object) -> None:
@@ -182,42 +183,34 @@ async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_trac
         await may_go_on.wait()
         raise LookupError("a bug")
 
-    assert meeting.module._media is not None
-    monkeypatch.setattr(meeting.module._media, "list_presences", fail)
+    assert meeting.module._entered.media is not None
+    monkeypatch.setattr(meeting.module._entered.media, "list_presences", fail)
     with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as logs:
-        asking = asyncio.create_task(alice.moderate("restrict", source="camera"))
+        asking = asyncio.create_task(asked)
         await began.wait()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
         may_go_on.set()
         await until(lambda: any("LookupError" in line.get("exception", "") for line in logs))
-        await until(lambda: not meeting.module._senders)
-    assert [line["event"] for line in logs if "LookupError" in line.get("exception", "")] == ["command_failed"]
+        await until(lambda: not meeting.module._audience._senders)
+    return [line["event"] for line in logs if "LookupError" in line.get("exception", "")]
+
+
+async def test_a_bug_in_a_turn_whose_sender_is_gone_is_logged_once_with_its_traceback(
+    meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await meeting.join("alice", Role.MODERATOR)
+    asked = alice.moderate("restrict", source="camera")
+    assert await bugs_logged(meeting, monkeypatch, asked) == ["command_failed"]
 
 
 async def test_a_bug_in_what_the_host_asked_for_and_waits_for_no_longer_is_logged(
     meeting: MeetingOnFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = await meeting.join("alice", Role.MODERATOR)
-    began, may_go_on = asyncio.Event(), asyncio.Event()
-
-    async def fail(*_: object, **_more: object) -> None:
-        began.set()
-        await may_go_on.wait()
-        raise LookupError("a bug")
-
-    assert meeting.module._media is not None
-    monkeypatch.setattr(meeting.module._media, "list_presences", fail)
-    with structlog.testing.capture_logs(processors=[structlog.processors.format_exc_info]) as logs:
-        changing = asyncio.create_task(alice.session.change_role(Role.USER))
-        await began.wait()
-        changing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await changing
-        may_go_on.set()
-        await until(lambda: any("LookupError" in line.get("exception", "") for line in logs))
-    assert [line["event"] for line in logs if "LookupError" in line.get("exception", "")] == ["work_failed_unheard"]
+    asked = alice.session.change_role(Role.USER)
+    assert await bugs_logged(meeting, monkeypatch, asked) == ["work_failed_unheard"]
 
 
 # --- What the controller does ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import jwt
 import pytest
 from livekit.protocol import models
 
-import signaling.module
+import signaling.answers
 from signaling import Kind, ParticipantBanned, Role, StoreError, metrics
 from signaling.core.conclusions import conclude
 from signaling.core.decisions import Decision, decide
@@ -113,12 +113,12 @@ async def test_what_is_out_of_bounds_is_named_and_changes_nothing(
     meeting: MeetingOnFake, action: str, fields: dict[str, object], named: str
 ) -> None:
     alice, _, _ = await three(meeting)
-    before = await meeting.module._meetings[ROOM].record()
+    before = await meeting.module._entered.meetings[ROOM].journal.record()
     result = await alice.moderated(action, **fields)
     assert result["error"] == "invalid_command"
     assert named in result["detail"]
     assert result["action"] == ("kick" if action == "preview" else action)
-    assert await meeting.module._meetings[ROOM].record() == before
+    assert await meeting.module._entered.meetings[ROOM].journal.record() == before
 
 
 async def test_nobody_is_done_nothing_to(meeting: MeetingOnFake) -> None:
@@ -167,7 +167,7 @@ async def test_what_the_store_does_not_take_is_put_back(fake: FakeRoomService) -
         store.fails = lambda _, audit: audit is not None
         assert (await alice.moderated("restrict", source="microphone"))["error"] == "unavailable"
         await until(lambda: meeting.may(bob))
-        record = await meeting.module._meetings[ROOM].record()
+        record = await meeting.module._entered.meetings[ROOM].journal.record()
         assert (record.staged, record.state.restricted) == (None, frozenset())
         assert bob.told("microphone_restrictions_enabled") == []
 
@@ -180,7 +180,7 @@ async def test_a_mute_that_was_put_back_is_not_tried_again(fake: FakeRoomService
         store.fails = once(lambda _, audit: audit is not None)
         with fake.refuse("internal", method="MutePublishedTrack", identity="bob", times=2):
             assert (await alice.moderated("mute", participants=["bob"]))["error"] == "unavailable"
-        assert len(meeting.module._meetings[ROOM]._tasks) == 1, "nothing goes on but the sweeps"
+        assert len(meeting.module._entered.meetings[ROOM].tasks) == 1, "nothing goes on but the sweeps"
         assert not meeting.is_muted(bob, microphone)
 
 
@@ -301,8 +301,8 @@ async def test_nobody_is_told_of_a_held_mute_that_was_lifted_before_it_came_true
     with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob"):
         muted = await alice.moderated("mute", participants=["bob"], hold_s=60)
         await alice.moderated("undo", command_id=muted["command_id"])
-    on_fake = meeting.module._meetings[ROOM]
-    await until(lambda: len(on_fake._tasks) == 1, 20)
+    on_fake = meeting.module._entered.meetings[ROOM]
+    await until(lambda: len(on_fake.tasks) == 1, 20)
     assert not meeting.is_muted(bob, microphone)
     assert (bob.told("force_muted"), bob.noticed("muted")) == ([], [])
 
@@ -368,9 +368,9 @@ async def test_a_restriction_lifts_itself_also_after_a_restart(fake: FakeRoomSer
     async with meeting_on_fake(fake, store=store()) as meeting:
         await until(lambda: fake.may_publish(ROOM, "bob", "microphone"))
         await until(lambda: fake.may_publish(ROOM, "carol", "camera"))
-        on_fake = meeting.module._meetings[ROOM]
-        await until(lambda: on_fake.newest is not None and not on_fake.newest.state.holds)
-        state = (await on_fake.record()).state
+        on_fake = meeting.module._entered.meetings[ROOM]
+        await until(lambda: on_fake.journal.newest is not None and not on_fake.journal.newest.state.holds)
+        state = (await on_fake.journal.record()).state
         assert (state.restricted, state.restricted_until) == (frozenset(), {})
 
 
@@ -400,8 +400,8 @@ async def test_a_service_gets_back_what_a_stop_could_not_give_back_and_nothing_e
         assert outcomes(came_to) == {"feed": "failed"}
     await until(lambda: meeting.fake.may_publish(ROOM, "feed", "camera"))
     await alice.comes_to("mute", participants=["feed"], hold_s=1)
-    await until(lambda: not meeting.module._meetings[ROOM].newest.state.holds)  # type: ignore[union-attr]
-    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    await until(lambda: not meeting.module._entered.meetings[ROOM].journal.newest.state.holds)  # type: ignore[union-attr]
+    await meeting.module._entered.meetings[ROOM].reconciler.go_over(None)
     assert not meeting.fake.may_publish(ROOM, "feed", "microphone"), "it never could"
 
 
@@ -738,7 +738,7 @@ async def test_an_old_token_of_somebody_kicked_is_of_no_use_until_they_join_anew
             meeting.enter(bob)
             await until(lambda: "bob" not in fake.permissions(ROOM))
         bob = await meeting.join("bob")
-        await meeting.module._meetings[ROOM].reconciler.go_over(None)
+        await meeting.module._entered.meetings[ROOM].reconciler.go_over(None)
         assert "bob" in fake.permissions(ROOM)
 
 
@@ -819,7 +819,7 @@ async def test_who_joins_anew_in_the_moment_of_a_kick_is_in(fake: FakeRoomServic
             hanging.lift()
         await store.is_waiting.wait()
         joining = asyncio.create_task(meeting.join("bob"))
-        await until(lambda: len(meeting.module._sessions[ROOM][bob.id]) == 2)
+        await until(lambda: len(meeting.module._audience._sessions[ROOM][bob.id]) == 2)
         store.go_on()
         again = await joining
         await kicking
@@ -940,7 +940,7 @@ async def test_the_state_shows_everything_that_was_decided(meeting: MeetingOnFak
     await alice.comes_to("set_presenter", participant="bob")
     await alice.comes_to("kick", participants=["carol"], ban=True)
     meeting.fake.publish(ROOM, "alice", "microphone")
-    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    await meeting.module._entered.meetings[ROOM].reconciler.go_over(None)
     state = await state_of(alice)
     (restriction,) = state["restrictions"]
     assert (restriction["source"], restriction["allowed"]) == ("microphone", ["bob"])
@@ -989,7 +989,7 @@ async def test_nobody_is_told_who_does_not_watch_or_moderates_no_longer(meeting:
     await until(lambda: "camera" in str(alice.noticed("state_changed")))
     assert not mia.noticed("state_changed")
     await alice.comes_to("watch", enabled=False)
-    assert not meeting.module._meetings[ROOM].watchers
+    assert not meeting.module._entered.meetings[ROOM].view.watchers
     assert not bob.noticed("state_changed")
 
 
@@ -1033,8 +1033,8 @@ async def test_the_audit_is_read_in_answers_that_are_not_too_large(
     await alice.moderate("get_audit", limit=9)
     (whole,) = [audit["entries"] for audit in alice.noticed("audit")]
     assert [entry["command_id"] for entry in whole] == done[::-1]
-    monkeypatch.setattr(signaling.module, "_AUDIT_PAGE", 2)
-    monkeypatch.setattr(signaling.module, "MAX_AUDIT_BYTES", 3 * len(json.dumps(whole[0], separators=(",", ":"))) + 2)
+    monkeypatch.setattr(signaling.answers, "_AUDIT_PAGE", 2)
+    monkeypatch.setattr(signaling.answers, "MAX_AUDIT_BYTES", 3 * len(json.dumps(whole[0], separators=(",", ":"))) + 2)
     sizes = []
     before = None
     shown: list[object] = []
@@ -1045,7 +1045,7 @@ async def test_the_audit_is_read_in_answers_that_are_not_too_large(
         shown.extend(entries)
         before = entries[-1]["command_id"]
     assert (shown, sizes) == (whole, [3, 3, 3])
-    monkeypatch.setattr(signaling.module, "MAX_AUDIT_BYTES", 1)
+    monkeypatch.setattr(signaling.answers, "MAX_AUDIT_BYTES", 1)
     await alice.moderate("get_audit", limit=4)
     assert alice.noticed("audit")[-1]["entries"] == whole[:1]
 

@@ -9,7 +9,7 @@ import pytest
 from signaling import InvalidParticipant, Kind, NoSuchMeeting, NotInMeeting, Participant, Role, SessionEnded
 from signaling.core.state import POPOUTS_PER_PERSON
 from signaling.identifiers import BreakoutId, ParticipantId
-from signaling.rooms import MAX_WAITING
+from signaling.meeting.turn import MAX_WAITING
 from signaling.stores.contract import Commit
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import FakeRoomService
@@ -292,7 +292,7 @@ async def test_nothing_to_change_costs_one_call(meeting: MeetingOnFake) -> None:
     for n in range(10):
         await meeting.join(f"p{n}")
     await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
-    await until(lambda: meeting.module._meetings[ROOM].reconciler.count_settling() == 0)
+    await until(lambda: meeting.module._entered.meetings[ROOM].due.count() == 0)
     meeting.fake.calls.clear()
     await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
     assert [call.method for call in meeting.fake.calls] == ["ListParticipants"]
@@ -535,7 +535,7 @@ async def test_a_command_that_livekit_carried_out_without_saying_so_is_taken_bac
         result = await alice.result("enable_microphone_restrictions", unrestricted_participants=[])
     # The list was answered, so this is one person's failure: the restriction stands, and LiveKit is asked again.
     assert outcomes(result) == {"alice": "exempt", "bob": "failed"}
-    await until(lambda: not (meeting.module._meetings[ROOM].reconciler.is_settling(bob.id)))
+    await until(lambda: not (meeting.module._entered.meetings[ROOM].due.is_settling(bob.id)))
     assert not meeting.may(bob)
 
 
@@ -596,7 +596,7 @@ async def test_the_controllers_commands_wait_like_any_others_but_what_it_does_it
         commands = [asyncio.create_task(meeting.module.command(ROOM, "livekit", command))]
         await delayed.hit()  # its turn has begun, and it waits no longer
         commands += [asyncio.create_task(meeting.module.command(ROOM, "livekit", command)) for _ in range(70)]
-        await until(lambda: meeting.module._meetings[ROOM]._waiting.total() == MAX_WAITING // 2)
+        await until(lambda: meeting.module._entered.meetings[ROOM].turns._waiting.total() == MAX_WAITING // 2)
         await alice.session.change_role(Role.USER)
     refused = [result for result in await asyncio.gather(*commands) if result.error]
     assert {(result.error, result.retry_after_s) for result in refused} == {("rate_limit_exceeded", 1)}
@@ -663,7 +663,7 @@ async def test_leaving_removes_all_identities_also_when_an_old_token_returns(mee
     assert set(meeting.fake.permissions(ROOM)) == {"alice"}
     assert alice.told("left", "control") == [{"message": "left", "id": "bob", "reason": "quit"}]
     meeting.fake.join(ROOM, "bob", token=token)
-    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    await meeting.module._entered.meetings[ROOM].reconciler.go_over(None)
     assert set(meeting.fake.permissions(ROOM)) == {"alice"}
 
 
@@ -738,23 +738,23 @@ async def test_a_hand_is_still_up_after_a_reconnect_and_hands_are_in_order(meeti
 
 async def test_whoever_is_moved_while_they_join_is_moved_when_they_have(meeting: MeetingOnFake) -> None:
     await meeting.join("alice", Role.MODERATOR)
-    async with meeting.module._meetings[ROOM].journal._writing:
+    async with meeting.module._entered.meetings[ROOM].journal._writing:
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-        await until(lambda: "bob" in meeting.module._sessions[ROOM])
+        await until(lambda: "bob" in meeting.module._audience._sessions[ROOM])
         moving = asyncio.create_task(meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red")))
     bob = await joining
     await moving
     assert [credentials["room"] for credentials in bob.told("credentials")] == ["standup:red"]
     meeting.enter(bob)
-    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    await meeting.module._entered.meetings[ROOM].reconciler.go_over(None)
     assert meeting.may(bob, room="standup:red")
 
 
 async def test_whoever_is_moved_while_their_room_is_made_is_moved_all_the_same(meeting: MeetingOnFake) -> None:
     bob = await meeting.join("bob")
     await bob.session.disconnect()
-    assert meeting.module._media is not None
-    meeting.module._media.forget_rooms()
+    assert meeting.module._entered.media is not None
+    meeting.module._entered.media.forget_rooms()
     with meeting.fake.hang(method="CreateRoom") as hanging:
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
         await hanging.hit()
@@ -788,9 +788,9 @@ async def test_nobody_can_be_moved_whose_joining_came_to_nothing(fake: FakeRoomS
     store = MemoryStore()
     async with meeting_on_fake(fake, store=store) as meeting:
         await meeting.join("alice", Role.MODERATOR)
-        async with meeting.module._meetings[ROOM].journal._writing:
+        async with meeting.module._entered.meetings[ROOM].journal._writing:
             joining = asyncio.create_task(meeting.join("bob"))
-            await until(lambda: "bob" in meeting.module._sessions[ROOM])
+            await until(lambda: "bob" in meeting.module._audience._sessions[ROOM])
             moving = asyncio.create_task(meeting.module.move(ROOM, ParticipantId("bob"), BreakoutId("red")))
             joining.cancel()
             await asyncio.wait({joining})
@@ -827,9 +827,9 @@ async def test_a_meeting_that_ends_while_its_rooms_are_being_made_again_leaves_n
     await meeting.join("alice")
     bob = await meeting.join("bob", breakout="left")
     meeting.fake.crash()
-    meeting.module._media.forget_rooms()  # type: ignore[union-attr]
+    meeting.module._entered.media.forget_rooms()
     with meeting.fake.hang(method="CreateRoom", room=ROOM) as hanging:
-        restoring = asyncio.create_task(meeting.module._meetings[ROOM].restore_rooms())
+        restoring = asyncio.create_task(meeting.module._entered.meetings[ROOM].rooms.restore())
         await hanging.hit()
         ending = asyncio.create_task(meeting.module.close_room(ROOM))
         await bob.session.ended
@@ -889,7 +889,7 @@ async def test_a_meeting_ends_when_nobody_has_been_joined_for_a_while(fake: Fake
         await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
         await alice.session.leave()
         assert fake.rooms == (ROOM,)
-        await until(lambda: not (fake.rooms or meeting.module._meetings))
+        await until(lambda: not (fake.rooms or meeting.module._entered.meetings._meetings))
         assert sources((await meeting.join("bob")).token) == ALL
 
 
@@ -900,7 +900,7 @@ async def test_a_recorder_alone_does_not_keep_a_meeting_from_ending(fake: FakeRo
         await alice.session.leave()
         async with asyncio.timeout(5):
             assert await recorder.session.ended == "meeting_ended"
-        await until(lambda: not (fake.rooms or meeting.module._meetings))
+        await until(lambda: not (fake.rooms or meeting.module._entered.meetings._meetings))
 
 
 class Pausing(MemoryStore):
@@ -945,7 +945,7 @@ async def test_popouts_recorders_and_services_are_untouched_by_every_room_wide_c
     meeting.fake.join(ROOM, "egress", hidden=True)
     before = {name: meeting.fake.permissions(ROOM)[name] for name in ("bob-popout1", recorder.id, "egress")}
     await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
-    await meeting.module._meetings[ROOM].reconciler.go_over(None)
+    await meeting.module._entered.meetings[ROOM].reconciler.go_over(None)
     await alice.send("disable_microphone_restrictions")
     assert {name: meeting.fake.permissions(ROOM)[name] for name in before} == before
     assert not {"bob-popout1", "recorder", "egress"} & set(meeting.calls("UpdateParticipant"))

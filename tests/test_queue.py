@@ -8,7 +8,7 @@ import pytest
 
 from signaling import Role
 from signaling.identifiers import ParticipantId
-from signaling.rooms import MAX_SMALL, MAX_WAITING
+from signaling.meeting.turn import MAX_SMALL, MAX_WAITING
 from signaling.stores import open_store
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import FakeRoomService
@@ -45,7 +45,7 @@ async def test_who_may_not_command_is_refused_at_once_and_livekit_is_not_asked(
         meeting.fake.calls.clear()
         assert await refused(bob, command) == "insufficient_permissions"
         assert meeting.fake.calls == []
-        assert meeting.module._meetings[ROOM]._waiting.total() == 0
+        assert meeting.module._entered.meetings[ROOM].turns._waiting.total() == 0
     await running
 
 
@@ -72,7 +72,7 @@ async def test_who_may_before_or_after_what_is_being_done_waits_for_it(
         )
         await delayed.hit()
         answered = asyncio.create_task(refused(bob, {"action": "mute", "participants": ["alice"]}))
-        await until(lambda: meeting.module._meetings[ROOM]._waiting.total() == 1)
+        await until(lambda: meeting.module._entered.meetings[ROOM].turns._waiting.total() == 1)
     await changing
     assert (await answered == "None") == (action == "grant")
 
@@ -85,7 +85,7 @@ async def test_a_crowd_without_rights_takes_no_place_of_a_moderators(meeting: Me
         await hanging.hit()
         crowd = [refused(guest, MUTE) for guest in guests for _ in range(20)]
         assert set(await asyncio.gather(*crowd)) == {"insufficient_permissions"}
-        assert meeting.module._meetings[ROOM]._waiting.total() == 0
+        assert meeting.module._entered.meetings[ROOM].turns._waiting.total() == 0
         restrict = {"action": "restrict", "source": "camera"}
         numbers = range(MAX_WAITING // 2)
         await asyncio.gather(*(alice.session.receive("livekit_moderation", restrict, number) for number in numbers))
@@ -104,16 +104,16 @@ async def test_at_most_one_raised_hand_or_join_is_ahead_of_each_write_of_a_moder
     async with meeting_on_fake(fake, store=store) as meeting:
         alice = await meeting.join("alice", Role.MODERATOR)
         guests = [await meeting.join(f"g{number}", in_livekit=False) for number in range(20)]
-        here = meeting.module._meetings[ROOM]
+        here = meeting.module._entered.meetings[ROOM]
         store.listen(commits.append)
         async with here.journal._writing:
             hands = [
                 asyncio.create_task(guest.session.receive("control", {"action": "raise_hand"})) for guest in guests
             ]
             joins = [asyncio.create_task(meeting.join(f"late{number}", in_livekit=False)) for number in range(20)]
-            await until(lambda: len(here._small) == 20)
+            await until(lambda: len(here.turns._small) == 20)
             restricting = asyncio.create_task(alice.moderated("restrict", source="camera"))
-            await until(lambda: here._turn_is_running)
+            await until(lambda: here.turns._is_running)
         result = await restricting
         await asyncio.gather(*hands, *joins)
     assert "error" not in result
@@ -124,7 +124,7 @@ async def test_at_most_one_raised_hand_or_join_is_ahead_of_each_write_of_a_moder
 
 async def test_one_person_has_only_a_few_small_things_waiting(meeting: MeetingOnFake) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
-    here = meeting.module._meetings[ROOM]
+    here = meeting.module._entered.meetings[ROOM]
     async with here.journal._writing:
         asked = [
             asyncio.create_task(bob.session.receive("livekit", {"action": "request_popout_stream_access_token"}))
@@ -132,13 +132,13 @@ async def test_one_person_has_only_a_few_small_things_waiting(meeting: MeetingOn
         ]
         await until(lambda: len(bob.told("error")) == 3)
         hand = asyncio.create_task(alice.session.receive("control", {"action": "raise_hand"}))
-        await until(lambda: alice.id in here._small)
+        await until(lambda: alice.id in here.turns._small)
     await asyncio.gather(*asked, hand)
     assert {error["error"] for error in bob.told("error")} == {"rate_limit_exceeded"}
     assert len(bob.told("popout_stream_access_token")) == MAX_SMALL
-    record = await here.record()
+    record = await here.journal.record()
     assert record.state.members[ParticipantId("alice")].hand_is_up
-    assert not here._small
+    assert not here.turns._small
 
 
 async def test_the_end_of_a_meeting_waits_for_no_crowd(fake: FakeRoomService) -> None:
@@ -146,7 +146,7 @@ async def test_the_end_of_a_meeting_waits_for_no_crowd(fake: FakeRoomService) ->
     commits: list[Commit] = []
     async with meeting_on_fake(fake, store=store) as meeting:
         await meeting.join("alice")
-        here = meeting.module._meetings[ROOM]
+        here = meeting.module._entered.meetings[ROOM]
         store.listen(commits.append)
         async with here.journal._writing:
             joins = [asyncio.create_task(meeting.join(f"p{number}", in_livekit=False)) for number in range(20)]

@@ -46,15 +46,15 @@ from signaling.core.state import MeetingState
 from signaling.identifiers import BreakoutId, CommandId, Identity, LiveKitRoom, ParticipantId, RoomId
 from signaling.livekit.roster import presence_of
 from signaling.livekit.tokens import TokenMint
+from signaling.meeting.meeting import Meeting
+from signaling.meeting.view import join_data
 from signaling.messages import moderation
 from signaling.messages.base import rfc3339
-from signaling.rooms import Meeting
 from signaling.stores.contract import Commit, Record, fold
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import Change, FakeRoomService, Fault
 from signaling.testing.participants import JoinRefused, PublishRefused
 from signaling.testing.webhooks import sign_webhook, webhook_of
-from signaling.view import join_data
 from tests.test_view import kept, merged
 from tests.timeless import Direct, TimelessLoop
 
@@ -342,16 +342,16 @@ class World:
         self.module = ModerationModule(self._settings, store=self.store, clock=self.clock)
         with patch.object(aiohttp, "TCPConnector", lambda **_: Direct(self.fake)):
             await self.module.__aenter__()
-        self.module._mint = CheckedMint(self.fake.api_key, self.fake.api_secret, self._check_token)
-        assert self.module._media is not None
-        enforce = self.module._media.allow
+        self.module._entered.credentials._mint = CheckedMint(self.fake.api_key, self.fake.api_secret, self._check_token)
+        assert self.module._entered.media is not None
+        enforce = self.module._entered.media.allow
 
         async def allow(presence: Presence, sources: tuple[Source, ...]) -> Presence:
             meeting = self.meeting()
-            self._known[presence.identity] = {known.sid for known in meeting.reconciler.roster} if meeting else set()
+            self._known[presence.identity] = {known.sid for known in meeting.roster.presences} if meeting else set()
             return await enforce(presence, sources)
 
-        self.module._media.allow = allow  # type: ignore[method-assign]
+        self.module._entered.media.allow = allow  # type: ignore[method-assign]
 
     async def restart(self) -> None:
         """The process ends, with whatever was under way, and another one goes on."""
@@ -483,12 +483,12 @@ class World:
             return meeting is None
         if not record.state.goes_on or meeting is None:
             return False
-        settling = [who for who in record.state.members if meeting.reconciler.is_settling(who)]
+        settling = [who for who in record.state.members if meeting.due.is_settling(who)]
         away = [who for who, member in record.state.members.items() if member.returns_until is not None]
-        return record.staged is None and not settling and not away and len(meeting._tasks) == 1
+        return record.staged is None and not settling and not away and len(meeting.tasks) == 1
 
     def meeting(self) -> Meeting | None:
-        return self.module._meetings.get(ROOM)
+        return self.module._entered.meetings.get(ROOM)
 
     def record(self) -> Record | None:
         record: Record | None = self.run(self.store.read(ROOM))
@@ -675,7 +675,7 @@ class World:
         told = kept(join_data(record, credentials).microphone_restriction_state)  # type: ignore[arg-type]
         if connection.microphones is not None:
             self.check(connection.microphones == told, f"{who} was told {connection.microphones}, joiners {told}")
-        if session in meeting.watchers and connection.copy is not None:
+        if session in meeting.view.watchers and connection.copy is not None:
             shown = without_none(self.run(self.module.state(ROOM)).model_dump(mode="json"))
             del shown["message"]
             self.check(connection.copy == shown, f"{who} keeps\n{connection.copy}\ninstead of\n{shown}")

@@ -1,10 +1,13 @@
 """What keeps LiveKit agreeing: looking, telling, telling again, and never telling what holds no longer."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import structlog.testing
@@ -31,9 +34,21 @@ from signaling.errors import MediaServerUnavailable, StoreError
 from signaling.identifiers import BreakoutId, Identity, LiveKitRoom, ParticipantId, RoomId, TrackSid
 from signaling.livekit.contract import Notice
 from signaling.livekit.room_service import RoomService
-from signaling.reconciler import Place, Reconciler
+from signaling.meeting.agreement import Agreement
+from signaling.meeting.due import Due
+from signaling.meeting.incidents import Incidents
+from signaling.meeting.journal import Journal
+from signaling.meeting.muted import JustMuted
+from signaling.meeting.reconciler import Reconciler
+from signaling.meeting.roster import Place, Roster
+from signaling.meeting.tasks import Tasks
+from signaling.meeting.tracks import Tracks
+from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import Call, FakeRoomService, Fault
 from tests.meeting_on_fake import until
+
+if TYPE_CHECKING:
+    from signaling.meeting.turn import Turns
 
 ROOM = LiveKitRoom("standup")
 RED = LiveKitRoom("standup:red")
@@ -54,6 +69,17 @@ def place(participant: str, room: LiveKitRoom = ROOM) -> Place:
     return room, Identity(participant)
 
 
+class ReadOnly(Journal):
+    """The journal of a meeting whose state is what a test says, and of which nothing is told."""
+
+    def __init__(self, stage: "OnFake") -> None:
+        super().__init__(RoomId(ROOM), MemoryStore(), clock=time.time)
+        self._stage = stage
+
+    async def effective_state(self) -> MeetingState:
+        return await self._stage.read()
+
+
 class OnFake:
     """A state to agree with, and a reconciler that makes the fake agree."""
 
@@ -69,17 +95,47 @@ class OnFake:
         self.reconciler = self.another()
 
     def another(self, *, sweep_s: float = NEVER_S, remove_unknown: bool = False) -> Reconciler:
+        journal, tasks, just_muted = ReadOnly(self), Tasks(RoomId(ROOM)), JustMuted()
+        self.tasks = tasks
+        self.due = Due(longest_pause_s=sweep_s, doubt_s=self.media.timeout_s)
+        self.roster = Roster(journal, self.media, self.due, tasks)
+        self.agreement = Agreement(
+            journal, self.media, self.roster, self.due, just_muted, remove_unknown=remove_unknown
+        )
+        self.tracks = Tracks(journal, self.media, self.roster, self.due, just_muted, self.agreement)
+        turns = cast("Turns", SimpleNamespace(finish_staged=self._before_sweep))
+        incidents = Incidents(
+            journal,
+            self.roster,
+            self.due,
+            self.agreement,
+            turns,
+            tasks,
+            clock=time.time,
+            remove_unknown=remove_unknown,
+        )
         self.reconciler = Reconciler(
-            RoomId(ROOM),
             self.media,
-            self._read,
-            before_sweep=self._before_sweep,
+            journal,
+            self.roster,
+            self.due,
+            self.agreement,
+            self.tracks,
+            turns,
+            incidents,
             remove_unknown=remove_unknown,
             sweep_s=sweep_s,
+            on_people_in_livekit=lambda: None,
         )
         return self.reconciler
 
-    async def _read(self) -> MeetingState:
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.tasks.close()
+        await self.agreement.close()
+        self.due.close()
+
+    async def read(self) -> MeetingState:
         self.reads += 1
         if self.errors:
             raise self.errors.pop()
@@ -124,7 +180,7 @@ class OnFake:
         return [call.method for call in self.fake.calls]
 
     async def look(self) -> None:
-        await self.reconciler.look({ROOM})
+        await self.roster.look({ROOM})
         self.fake.calls.clear()
 
     @asynccontextmanager
@@ -135,7 +191,7 @@ class OnFake:
         finally:
             task.cancel()
             await asyncio.wait({task})
-            await self.reconciler.close()
+            await self.close()
 
 
 @pytest.fixture
@@ -153,7 +209,7 @@ async def meeting(fake: FakeRoomService, media: RoomService) -> AsyncIterator[On
     on_fake.enter(BOB, CAROL)
     await on_fake.look()
     yield on_fake
-    await on_fake.reconciler.close()
+    await on_fake.close()
 
 
 @pytest.fixture
@@ -188,18 +244,18 @@ def overlaps(calls: Iterable[Call]) -> bool:
 
 
 async def test_whoever_agrees_costs_no_call(meeting: OnFake) -> None:
-    assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.AGREED
+    assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.AGREED
     assert meeting.methods() == []
 
 
 async def test_whoever_is_not_there_is_absent(meeting: OnFake) -> None:
-    assert await meeting.reconciler.agree(place("zoe"), Priority.LIVE) is Finding.ABSENT
+    assert await meeting.agreement.agree(place("zoe"), Priority.LIVE) is Finding.ABSENT
     assert meeting.methods() == []
 
 
 async def test_whoever_differs_is_told_once(meeting: OnFake) -> None:
     meeting.restrict()
-    assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.CHANGED
+    assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.CHANGED
     assert not meeting.may(BOB)
     assert meeting.methods() == ["UpdateParticipant"]
 
@@ -207,7 +263,7 @@ async def test_whoever_differs_is_told_once(meeting: OnFake) -> None:
 async def test_an_old_plan_never_overwrites_a_new_decision(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.hang(method="UpdateParticipant", times=1) as in_flight:
-        agreeing = asyncio.create_task(meeting.reconciler.agree(place(BOB), Priority.LIVE))
+        agreeing = asyncio.create_task(meeting.agreement.agree(place(BOB), Priority.LIVE))
         await in_flight.hit()
         meeting.unrestrict()
     assert await agreeing is Finding.CHANGED
@@ -225,9 +281,9 @@ async def test_a_plan_is_made_only_when_its_turn_has_come(meeting: OnFake) -> No
         for number in range(8):
             meeting.enter(ParticipantId(f"p{number}"))
         await meeting.look()
-        first = [asyncio.create_task(meeting.reconciler.agree(place(f"p{n}"), Priority.LIVE)) for n in range(8)]
+        first = [asyncio.create_task(meeting.agreement.agree(place(f"p{n}"), Priority.LIVE)) for n in range(8)]
         await in_flight.hit(8)
-        last = asyncio.create_task(meeting.reconciler.agree(place(BOB), Priority.LIVE))
+        last = asyncio.create_task(meeting.agreement.agree(place(BOB), Priority.LIVE))
         await asyncio.sleep(0)
         meeting.unrestrict()
     assert await last is Finding.AGREED
@@ -244,13 +300,13 @@ async def test_calls_about_one_identity_never_overlap(meeting: OnFake) -> None:
     in_flight: Fault | None = None
     for number in range(10):
         (meeting.unrestrict if number % 2 else meeting.restrict)()  # while he is being told what was decided before
-        working.append(asyncio.create_task(meeting.reconciler.agree(place(BOB), Priority.LIVE)))
+        working.append(asyncio.create_task(meeting.agreement.agree(place(BOB), Priority.LIVE)))
         working.append(
             asyncio.create_task(
-                meeting.reconciler.mute(ROOM, Identity(BOB), frozenset({Source.CAMERA}), frozenset({track}))
+                meeting.tracks.mute(ROOM, Identity(BOB), frozenset({Source.CAMERA}), frozenset({track}))
             )
         )
-        working.append(asyncio.create_task(meeting.reconciler.agree(place(CAROL), Priority.IDLE)))
+        working.append(asyncio.create_task(meeting.agreement.agree(place(CAROL), Priority.IDLE)))
         if in_flight is not None:
             in_flight.lift()
         in_flight = meeting.fake.hang(method="UpdateParticipant", identity=BOB, times=1)
@@ -273,10 +329,8 @@ async def test_the_same_identity_in_two_rooms_is_told_one_after_the_other(meetin
     meeting.open_red()
     meeting.fake.join(RED, BOB)
     meeting.restrict()
-    await meeting.reconciler.look({ROOM, RED})
-    findings = await asyncio.gather(
-        *(meeting.reconciler.agree(place(BOB, room), Priority.LIVE) for room in (ROOM, RED))
-    )
+    await meeting.roster.look({ROOM, RED})
+    findings = await asyncio.gather(*(meeting.agreement.agree(place(BOB, room), Priority.LIVE) for room in (ROOM, RED)))
     assert findings == [Finding.CHANGED] * 2
     assert not overlaps(call for call in meeting.calls() if call.identity == BOB)
 
@@ -284,7 +338,7 @@ async def test_the_same_identity_in_two_rooms_is_told_one_after_the_other(meetin
 async def test_one_who_came_or_went_in_that_moment_is_listed_and_told_once_more(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.refuse("not_found", times=1, method="UpdateParticipant"):
-        assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.CHANGED
+        assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.CHANGED
     assert meeting.methods() == ["UpdateParticipant", "ListParticipants", "UpdateParticipant"]
     assert not meeting.may(BOB)
 
@@ -292,34 +346,34 @@ async def test_one_who_came_or_went_in_that_moment_is_listed_and_told_once_more(
 async def test_one_who_is_gone_by_then_is_absent(meeting: OnFake) -> None:
     meeting.restrict()
     meeting.fake.leave(ROOM, BOB)
-    assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.ABSENT
-    assert meeting.reconciler.presence(*place(BOB)) is None
-    assert not meeting.reconciler.is_settling(BOB)
+    assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.ABSENT
+    assert meeting.roster.presence(*place(BOB)) is None
+    assert not meeting.due.is_settling(BOB)
 
 
 async def test_one_for_whom_nobody_ever_answers_is_rejected_and_tried_later(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.refuse("unavailable", method="UpdateParticipant"):
-        assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.REJECTED
+        assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.REJECTED
     assert meeting.methods() == ["UpdateParticipant", "ListParticipants", "UpdateParticipant"]
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
 
 
 async def test_a_livekit_that_contradicts_itself_is_not_asked_for_ever(meeting: OnFake) -> None:
     meeting.restrict()
     other = models.ParticipantInfo(identity=BOB, permission=EVERYTHING).SerializeToString()
     with meeting.fake.garble(other, method="UpdateParticipant"):
-        assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.REJECTED
+        assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.REJECTED
     assert meeting.methods() == ["UpdateParticipant"] * 3
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
 
 
 async def test_a_store_that_fails_before_a_call_leaves_the_person_to_be_looked_at_again(meeting: OnFake) -> None:
     meeting.restrict()
     meeting.errors = [StoreError("gone")]
     with pytest.raises(StoreError):
-        await meeting.reconciler.agree(place(BOB), Priority.LIVE)
-    assert meeting.reconciler.is_settling(BOB)
+        await meeting.agreement.agree(place(BOB), Priority.LIVE)
+    assert meeting.due.is_settling(BOB)
     async with meeting.running():
         await until(lambda: not meeting.may(BOB))
 
@@ -327,11 +381,11 @@ async def test_a_store_that_fails_before_a_call_leaves_the_person_to_be_looked_a
 async def test_a_store_that_fails_together_with_livekit_changes_nothing_about_the_doubt(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.hang(method="UpdateParticipant") as hanging:
-        agreeing = asyncio.create_task(meeting.reconciler.agree(place(BOB), Priority.LIVE))
+        agreeing = asyncio.create_task(meeting.agreement.agree(place(BOB), Priority.LIVE))
         await hanging.hit()
         meeting.errors = [StoreError("gone")]
         assert await agreeing is Finding.UNANSWERED
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
 
 
 # --- Settling ----------------------------------------------------------------------------------------------------
@@ -340,26 +394,26 @@ async def test_a_store_that_fails_together_with_livekit_changes_nothing_about_th
 async def test_settling_goes_on_when_nobody_waits_for_it(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.hang(method="UpdateParticipant") as hanging:
-        task = meeting.reconciler.settle(place(BOB), Priority.SETTLING)
+        task = meeting.agreement.settle(place(BOB), Priority.SETTLING)
         await hanging.hit()
         await asyncio.wait({task}, timeout=0)
-        assert meeting.reconciler.is_settling(BOB)
-        assert not meeting.reconciler.is_settling(CAROL)
-        assert next(iter(metrics.SETTLING.collect())).samples[0].value == meeting.reconciler.count_settling() == 1
+        assert meeting.due.is_settling(BOB)
+        assert not meeting.due.is_settling(CAROL)
+        assert next(iter(metrics.SETTLING.collect())).samples[0].value == meeting.due.count() == 1
     await until(lambda: not meeting.may(BOB))
     assert await task is Finding.CHANGED
-    assert not meeting.reconciler.is_settling(BOB)
+    assert not meeting.due.is_settling(BOB)
 
 
 async def test_who_settles_already_is_not_begun_twice_unless_it_becomes_urgent(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.hang(method="UpdateParticipant") as hanging:
-        settling = meeting.reconciler.settle(place(BOB), Priority.SETTLING)
+        settling = meeting.agreement.settle(place(BOB), Priority.SETTLING)
         await hanging.hit()
-        assert meeting.reconciler.settle(place(BOB), Priority.SETTLING) is settling
-        urgent = meeting.reconciler.settle(place(BOB), Priority.LIVE)
+        assert meeting.agreement.settle(place(BOB), Priority.SETTLING) is settling
+        urgent = meeting.agreement.settle(place(BOB), Priority.LIVE)
         assert urgent is not settling
-        assert meeting.reconciler.settle(place(BOB), Priority.SETTLING) is urgent
+        assert meeting.agreement.settle(place(BOB), Priority.SETTLING) is urgent
     assert await settling is Finding.CHANGED
     assert await urgent is Finding.AGREED
     assert meeting.methods() == ["UpdateParticipant"]
@@ -371,8 +425,8 @@ async def test_an_urgent_one_does_not_wait_behind_those_who_settle(meeting: OnFa
     await meeting.look()
     meeting.fake.latency_s = 0.01
     meeting.restrict()
-    settling = [meeting.reconciler.settle(place(person), Priority.SETTLING) for person in people]
-    urgent = meeting.reconciler.settle(place(people[-1]), Priority.LIVE)
+    settling = [meeting.agreement.settle(place(person), Priority.SETTLING) for person in people]
+    urgent = meeting.agreement.settle(place(people[-1]), Priority.LIVE)
     assert await urgent is Finding.CHANGED
     assert len([task for task in settling if task.done()]) < 20
     await asyncio.gather(*settling)
@@ -382,9 +436,9 @@ async def test_an_urgent_one_does_not_wait_behind_those_who_settle(meeting: OnFa
 async def test_closing_ends_all_settling_also_what_something_more_urgent_has_replaced(meeting: OnFake) -> None:
     meeting.restrict()
     with meeting.fake.hang(method="UpdateParticipant") as hanging:
-        tasks = [meeting.reconciler.settle(place(BOB), priority) for priority in (Priority.SETTLING, Priority.LIVE)]
+        tasks = [meeting.agreement.settle(place(BOB), priority) for priority in (Priority.SETTLING, Priority.LIVE)]
         await hanging.hit()
-        await meeting.reconciler.close()
+        await meeting.close()
         assert [task.cancelled() for task in tasks] == [True, True]
 
 
@@ -397,8 +451,8 @@ async def test_settling_that_ends_with_an_error_says_so_and_bugs_with_their_trac
     meeting.restrict()
     meeting.errors = [error]
     with structlog.testing.capture_logs() as logs:
-        await asyncio.wait({meeting.reconciler.settle(place(BOB), Priority.SETTLING)})
-        await until(lambda: not meeting.reconciler._tasks)
+        await asyncio.wait({meeting.agreement.settle(place(BOB), Priority.SETTLING)})
+        await until(lambda: not meeting.agreement._tasks)
     (entry,) = logs
     assert (entry["event"], entry["log_level"], entry["participant"]) == ("agreeing_failed", level, BOB)
     assert ("exc_info" in entry) is (level == "error")
@@ -408,7 +462,7 @@ async def test_settling_that_fails_is_tried_again(meeting: OnFake) -> None:
     meeting.restrict()
     async with meeting.running():
         with meeting.fake.refuse("internal", times=2, method="UpdateParticipant"):
-            meeting.reconciler.settle(place(BOB), Priority.SETTLING)
+            meeting.agreement.settle(place(BOB), Priority.SETTLING)
             await until(lambda: not meeting.may(BOB))
 
 
@@ -419,9 +473,9 @@ async def test_repairs_happen_at_once(meeting: OnFake) -> None:
     async with meeting.running():
         meeting.restrict()
         meeting.rejoin("dave")
-        meeting.reconciler.repair({BOB})
+        meeting.due.repair({BOB})
         await until(lambda: not meeting.may(BOB), timeout_s=2)
-        await until(lambda: not meeting.reconciler.is_settling(BOB))
+        await until(lambda: not meeting.due.is_settling(BOB))
     assert meeting.may(CAROL)  # only those who were named
     assert meeting.may("dave")
     assert meeting.methods() == ["ListParticipants", "UpdateParticipant"]
@@ -432,19 +486,19 @@ async def test_while_livekit_refuses_it_is_asked_less_and_less_often_until_it_ag
     async with meeting.running():
         with meeting.fake.refuse("internal", method="UpdateParticipant") as refusing:
             began_at = now()
-            meeting.reconciler.repair({BOB})
+            meeting.due.repair({BOB})
             await refusing.hit(4)
             assert now() - began_at > 0.1 + 0.2 + 0.4
             assert refusing.hits == 4
             assert len(meeting.calls("ListParticipants")) == 4
         await until(lambda: not meeting.may(BOB))
-        await until(lambda: not meeting.reconciler.is_settling(BOB))
+        await until(lambda: not meeting.due.is_settling(BOB))
         meeting.fake.calls.clear()
         # Who was agreed about begins anew.
         meeting.unrestrict()
         with meeting.fake.refuse("internal", times=2, method="UpdateParticipant"):
             began_at = now()
-            meeting.reconciler.repair({BOB})
+            meeting.due.repair({BOB})
             await until(lambda: meeting.may(BOB))
         assert 0.1 + 0.2 < now() - began_at < 1.5
 
@@ -455,7 +509,7 @@ async def test_answers_that_take_long_do_not_make_it_impatient(meeting: OnFake) 
         with meeting.fake.refuse("internal", method="UpdateParticipant") as refusing:
             meeting.fake.latency_s = 0.06  # a list and a refusal take longer than the first pause
             began_at = now()
-            meeting.reconciler.repair({BOB})
+            meeting.due.repair({BOB})
             await refusing.hit(4)
             assert now() - began_at > 8 * 0.06 + 0.1 + 0.2 + 0.4
             meeting.fake.latency_s = 0
@@ -466,7 +520,7 @@ async def test_pauses_are_never_longer_than_between_two_sweeps(meeting: OnFake) 
     meeting.another(sweep_s=0.15)
     async with meeting.running():
         with meeting.fake.refuse("internal", method="UpdateParticipant") as refusing:
-            meeting.reconciler.repair({BOB})
+            meeting.due.repair({BOB})
             async with asyncio.timeout(5):
                 await refusing.hit(8)
         await until(lambda: not meeting.may(BOB))
@@ -476,10 +530,10 @@ async def test_a_new_repair_does_not_wait_for_the_pause_of_an_old_one(meeting: O
     meeting.restrict()
     async with meeting.running():
         with meeting.fake.refuse("internal", method="UpdateParticipant", identity=BOB) as refusing:
-            meeting.reconciler.repair({BOB})
+            meeting.due.repair({BOB})
             await refusing.hit(4)
             began_at = now()
-            meeting.reconciler.repair({CAROL})
+            meeting.due.repair({CAROL})
             await until(lambda: not meeting.may(CAROL))
             assert now() - began_at < 0.5  # Bob's next try was 0.8 s away
 
@@ -489,10 +543,10 @@ async def test_whoever_becomes_due_after_the_list_was_made_is_looked_at_again(me
     await meeting.reconciler.go_over(None)
     async with meeting.running():
         with meeting.fake.hang(method="ListParticipants", takes_effect=True, times=1) as listing:
-            meeting.reconciler.repair({CAROL, BOB})
+            meeting.due.repair({CAROL, BOB})
             await listing.hit()
             meeting.rejoin(BOB)  # with an old token, which LiveKit's list does not show
-            meeting.reconciler.repair({BOB})
+            meeting.due.repair({BOB})
         await until(lambda: not meeting.may(BOB), timeout_s=2)
 
 
@@ -503,10 +557,10 @@ async def test_whoever_becomes_due_in_the_middle_of_a_sweep_is_looked_at_again(m
         sweeping = asyncio.create_task(meeting.reconciler.go_over(None))
         await listing.hit()
         meeting.rejoin(BOB)
-        meeting.reconciler.repair({BOB})
+        meeting.due.repair({BOB})
     await sweeping
     assert meeting.may(BOB)
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
     async with meeting.running():
         await until(lambda: not meeting.may(BOB), timeout_s=2)
 
@@ -515,7 +569,7 @@ async def test_while_livekit_is_away_nothing_is_asked_and_then_all_is(
     meeting: OnFake, pass_time: Callable[[float], None]
 ) -> None:
     meeting.restrict()
-    meeting.media.on_return(lambda: meeting.reconciler.repair(meeting.state.members))
+    meeting.media.on_return(lambda: meeting.due.repair(meeting.state.members))
     meeting.another(sweep_s=0.02)
     async with meeting.running():
         await meeting.fake.offline()
@@ -537,7 +591,7 @@ async def test_an_unanswered_call_that_takes_effect_late_is_set_right(meeting: O
     meeting.restrict()
     async with meeting.running():
         with meeting.fake.hang(method="UpdateParticipant", times=1) as in_flight:
-            agreeing = asyncio.create_task(meeting.reconciler.agree(place(BOB), Priority.LIVE))
+            agreeing = asyncio.create_task(meeting.agreement.agree(place(BOB), Priority.LIVE))
             await in_flight.hit()
             await meeting.media.list_presences(ROOM)  # LiveKit is there, only this call hangs
             assert await agreeing is Finding.UNANSWERED
@@ -546,10 +600,10 @@ async def test_an_unanswered_call_that_takes_effect_late_is_set_right(meeting: O
             # The first look finds that all agrees, since nothing has changed yet.
             await until(lambda: len(meeting.calls("ListParticipants")) >= 1)
             assert meeting.may(BOB)
-            assert meeting.reconciler.is_settling(BOB)
+            assert meeting.due.is_settling(BOB)
         await until(lambda: not meeting.may(BOB))  # now the call of old takes effect
         await until(lambda: meeting.may(BOB))
-        await until(lambda: not meeting.reconciler.is_settling(BOB))
+        await until(lambda: not meeting.due.is_settling(BOB))
     assert meeting.may(BOB)
 
 
@@ -557,8 +611,8 @@ async def test_doubt_ends_with_two_looks_that_are_one_deadline_apart(
     meeting: OnFake, pass_time: Callable[[float], None]
 ) -> None:
     async with meeting.running():
-        meeting.reconciler.doubt({BOB})
-        await until(lambda: not meeting.reconciler.is_settling(BOB))
+        meeting.due.doubt({BOB})
+        await until(lambda: not meeting.due.is_settling(BOB))
         looks = meeting.calls("ListParticipants")
         assert len(looks) >= 2
         assert looks[-1].arrived_at - looks[0].answered_at >= TIMEOUT_S * 0.95
@@ -571,37 +625,37 @@ async def test_doubt_ends_with_two_looks_that_are_one_deadline_apart(
 
 
 async def test_a_new_doubt_takes_two_looks_of_its_own(meeting: OnFake, pass_time: Callable[[float], None]) -> None:
-    meeting.reconciler.doubt({BOB})
+    meeting.due.doubt({BOB})
     await meeting.reconciler.go_over(frozenset({BOB}))
     pass_time(TIMEOUT_S)
-    meeting.reconciler.doubt({BOB})
+    meeting.due.doubt({BOB})
     await meeting.reconciler.go_over(frozenset({BOB}))
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
     pass_time(TIMEOUT_S)
     await meeting.reconciler.go_over(frozenset({BOB}))
-    assert not meeting.reconciler.is_settling(BOB)
+    assert not meeting.due.is_settling(BOB)
 
 
 async def test_doubt_begins_anew_when_a_look_had_to_set_something_right(
     meeting: OnFake, pass_time: Callable[[float], None]
 ) -> None:
-    meeting.reconciler.doubt({BOB})
+    meeting.due.doubt({BOB})
     await meeting.reconciler.go_over(None)
     pass_time(TIMEOUT_S)
     meeting.rejoin(BOB, NOTHING)
     await meeting.reconciler.go_over(None)
     assert meeting.may(BOB)
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
     pass_time(TIMEOUT_S)
     await meeting.reconciler.go_over(None)
-    assert not meeting.reconciler.is_settling(BOB)
+    assert not meeting.due.is_settling(BOB)
 
 
 async def test_sweeps_end_doubt_too(meeting: OnFake) -> None:
     meeting.another(sweep_s=0.05)
     async with meeting.running():
-        meeting.reconciler.doubt({BOB, CAROL})
-        await until(lambda: not meeting.reconciler.is_settling(BOB) and not meeting.reconciler.is_settling(CAROL))
+        meeting.due.doubt({BOB, CAROL})
+        await until(lambda: not meeting.due.is_settling(BOB) and not meeting.due.is_settling(CAROL))
 
 
 # --- Looking -----------------------------------------------------------------------------------------------------
@@ -609,27 +663,27 @@ async def test_sweeps_end_doubt_too(meeting: OnFake) -> None:
 
 async def test_a_stale_list_never_overrides_what_livekit_answered_since(meeting: OnFake) -> None:
     with meeting.fake.hang(method="ListParticipants", takes_effect=True, times=1) as stale:
-        looking = asyncio.create_task(meeting.reconciler.look({ROOM}))
+        looking = asyncio.create_task(meeting.roster.look({ROOM}))
         await stale.hit()
         meeting.restrict()
-        await meeting.reconciler.agree(place(BOB), Priority.LIVE)
+        await meeting.agreement.agree(place(BOB), Priority.LIVE)
     await looking
-    presence = meeting.reconciler.presence(*place(BOB))
+    presence = meeting.roster.presence(*place(BOB))
     assert presence is not None
     assert Source.MICROPHONE not in presence.permission.sources
 
 
 async def test_a_stale_list_never_overrides_a_newer_one(meeting: OnFake) -> None:
     with meeting.fake.hang(method="ListParticipants", takes_effect=True, times=1) as stale:
-        looking = asyncio.create_task(meeting.reconciler.look({ROOM}))
+        looking = asyncio.create_task(meeting.roster.look({ROOM}))
         await stale.hit()
         track = meeting.fake.publish(ROOM, BOB, "microphone")
         meeting.rejoin("dave")
         meeting.fake.leave(ROOM, CAROL)
-        await meeting.reconciler.look({ROOM})
+        await meeting.roster.look({ROOM})
     await looking
-    assert {presence.identity for presence in meeting.reconciler.roster} == {"alice", "bob", "dave"}
-    assert await meeting.reconciler.mute(ROOM, Identity(BOB), MICROPHONE) is Finding.MUTED
+    assert {presence.identity for presence in meeting.roster.presences} == {"alice", "bob", "dave"}
+    assert await meeting.tracks.mute(ROOM, Identity(BOB), MICROPHONE) is Finding.MUTED
     assert meeting.calls("MutePublishedTrack")[0].track_sid == track
 
 
@@ -637,14 +691,14 @@ async def test_a_stale_list_does_not_bring_back_who_was_removed_since_but_a_new_
     meeting.rejoin("bob#2")
     await meeting.look()
     with meeting.fake.hang(method="ListParticipants", takes_effect=True, times=1) as stale:
-        looking = asyncio.create_task(meeting.reconciler.look({ROOM}))
+        looking = asyncio.create_task(meeting.roster.look({ROOM}))
         await stale.hit()
-        assert await meeting.reconciler.agree(place("bob#2"), Priority.REPAIR) is Finding.CHANGED
+        assert await meeting.agreement.agree(place("bob#2"), Priority.REPAIR) is Finding.CHANGED
     await looking
-    assert meeting.reconciler.presence(*place("bob#2")) is None
+    assert meeting.roster.presence(*place("bob#2")) is None
     meeting.rejoin("bob#2")
-    await meeting.reconciler.look({ROOM})
-    assert meeting.reconciler.presence(*place("bob#2")) is not None
+    await meeting.roster.look({ROOM})
+    assert meeting.roster.presence(*place("bob#2")) is not None
 
 
 async def test_what_was_remembered_of_people_goes_with_them(meeting: OnFake) -> None:
@@ -657,23 +711,23 @@ async def test_what_was_remembered_of_people_goes_with_them(meeting: OnFake) -> 
     for participant in (ALICE, BOB, CAROL):
         meeting.fake.leave(ROOM, participant)
     await meeting.reconciler.go_over(None)
-    assert list(meeting.reconciler.roster) == []
-    remembered = (meeting.reconciler._told_at, meeting.reconciler._in_doubt, meeting.reconciler._due)
-    assert [len(of) for of in (*remembered, meeting.reconciler._locks)] == [0, 0, 0, 0]
+    assert list(meeting.roster.presences) == []
+    remembered = (meeting.roster._told_at, meeting.due._in_doubt, meeting.due._looks)
+    assert [len(of) for of in (*remembered, meeting.roster._locks)] == [0, 0, 0, 0]
 
 
 async def test_a_look_names_the_rooms_about_which_nothing_is_known(meeting: OnFake) -> None:
     meeting.open_red()
     with meeting.fake.refuse("internal", method="ListParticipants", room=RED):
-        assert await meeting.reconciler.look({ROOM, RED}) == {RED}
-        assert await meeting.reconciler.look({RED}) == {RED}
+        assert await meeting.roster.look({ROOM, RED}) == {RED}
+        assert await meeting.roster.look({RED}) == {RED}
     with meeting.fake.hang(method="ListParticipants", room=RED):
-        assert await meeting.reconciler.look({ROOM, RED}) == {RED}
-    assert await meeting.reconciler.look({ROOM, RED}) == frozenset()
-    assert await meeting.reconciler.look(()) == frozenset()
+        assert await meeting.roster.look({ROOM, RED}) == {RED}
+    assert await meeting.roster.look({ROOM, RED}) == frozenset()
+    assert await meeting.roster.look(()) == frozenset()
     await meeting.fake.offline()
     with pytest.raises(MediaServerUnavailable):
-        await meeting.reconciler.look({ROOM, RED})
+        await meeting.roster.look({ROOM, RED})
 
 
 async def test_a_bug_in_looking_is_raised(meeting: OnFake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -682,18 +736,18 @@ async def test_a_bug_in_looking_is_raised(meeting: OnFake, monkeypatch: pytest.M
 
     monkeypatch.setattr(meeting.media, "list_presences", fail)
     with pytest.raises(LookupError):
-        await meeting.reconciler.look({ROOM})
+        await meeting.roster.look({ROOM})
 
 
 async def test_nobody_counts_as_agreed_while_a_room_was_not_seen(meeting: OnFake) -> None:
     meeting.fake.create_room(RED)
     meeting.decide(Entered(CAROL, Member(Role.USER, Kind.USER, joined_at=0, breakout=BreakoutId("red"))))
-    meeting.reconciler.repair({BOB})
+    meeting.due.repair({BOB})
     with meeting.fake.refuse("internal", method="ListParticipants", room=RED):
         await meeting.reconciler.go_over(frozenset({BOB}))
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
     await meeting.reconciler.go_over(frozenset({BOB}))
-    assert not meeting.reconciler.is_settling(BOB)
+    assert not meeting.due.is_settling(BOB)
 
 
 # --- Sweeping ----------------------------------------------------------------------------------------------------
@@ -821,7 +875,7 @@ async def test_rooms_of_a_meeting_that_is_over_are_not_made_anew(meeting: OnFake
     )
     await meeting.reconciler.react(joined)
     assert meeting.fake.rooms == (RED,)
-    assert list(meeting.reconciler.roster) == []
+    assert list(meeting.roster.presences) == []
 
 
 async def test_a_sweep_is_one_list_when_nothing_drifted(meeting: OnFake) -> None:
@@ -867,13 +921,13 @@ async def test_retries_go_on_after_an_error_of_the_store(meeting: OnFake) -> Non
     meeting.restrict()
     meeting.errors = [StoreError("gone")] * 2
     async with meeting.running():
-        meeting.reconciler.repair({BOB})
+        meeting.due.repair({BOB})
         await until(lambda: not meeting.may(BOB))
 
 
 def known_of(meeting: OnFake, who: ParticipantId) -> tuple[Source, ...]:
     """What LiveKit allows somebody, as far as the reconciler has heard."""
-    presence = meeting.reconciler.presence(*place(who))
+    presence = meeting.roster.presence(*place(who))
     assert presence is not None
     return presence.permission.allowed()
 
@@ -888,14 +942,14 @@ async def test_one_persons_failure_leaves_no_call_of_the_others_behind(meeting: 
     with pytest.raises(StoreError):
         await sweeping
     assert not meeting.may(CAROL)
-    assert meeting.reconciler.is_settling(CAROL)
+    assert meeting.due.is_settling(CAROL)
 
 
 async def test_rooms_that_are_to_be_deleted_are_not_looked_at(meeting: OnFake) -> None:
     meeting.decide(Ended())
     await meeting.reconciler.go_over(None)
     assert meeting.methods() == []
-    assert list(meeting.reconciler.roster) == []
+    assert list(meeting.roster.presences) == []
 
 
 # --- Removing ----------------------------------------------------------------------------------------------------
@@ -903,13 +957,13 @@ async def test_rooms_that_are_to_be_deleted_are_not_looked_at(meeting: OnFake) -
 
 async def test_who_left_is_removed_without_a_list(meeting: OnFake) -> None:
     meeting.decide(Departed(BOB, 0, "quit"))
-    await meeting.reconciler.remove(place(BOB), BOB)
+    await meeting.agreement.remove(place(BOB), BOB)
     assert meeting.methods() == ["RemoveParticipant"]
-    assert not meeting.reconciler.is_settling(BOB)
+    assert not meeting.due.is_settling(BOB)
 
 
 async def test_who_is_back_already_is_not_removed(meeting: OnFake) -> None:
-    await meeting.reconciler.remove(place(BOB), BOB)
+    await meeting.agreement.remove(place(BOB), BOB)
     assert meeting.methods() == []
 
 
@@ -926,18 +980,18 @@ async def test_a_removal_that_fails_is_tried_again(meeting: OnFake, how: str) ->
     else:
         faults[how]()
     async with meeting.running():
-        await meeting.reconciler.remove(place(BOB), BOB)
+        await meeting.agreement.remove(place(BOB), BOB)
         assert BOB in meeting.fake.permissions(ROOM)
-        assert meeting.reconciler.is_settling(BOB)
+        assert meeting.due.is_settling(BOB)
         await until(lambda: BOB not in meeting.fake.permissions(ROOM))
-        await until(lambda: not meeting.reconciler.is_settling(BOB))
+        await until(lambda: not meeting.due.is_settling(BOB))
 
 
 # --- Muting ------------------------------------------------------------------------------------------------------
 
 
 async def mute_bob(meeting: OnFake, only: frozenset[TrackSid] | None = None) -> Finding:
-    return await meeting.reconciler.mute(ROOM, Identity(BOB), MICROPHONE, only)
+    return await meeting.tracks.mute(ROOM, Identity(BOB), MICROPHONE, only)
 
 
 async def test_only_live_tracks_of_the_source_are_muted(meeting: OnFake) -> None:
@@ -957,7 +1011,7 @@ async def test_what_there_is_to_mute_is_told_apart(meeting: OnFake) -> None:
     assert await mute_bob(meeting) is Finding.ALREADY_MUTED
     assert await mute_bob(meeting, frozenset({track})) is Finding.ALREADY_MUTED
     assert await mute_bob(meeting, frozenset({TrackSid("TR_1")})) is Finding.NO_TRACK
-    assert await meeting.reconciler.mute(ROOM, Identity("zoe"), MICROPHONE) is Finding.ABSENT
+    assert await meeting.tracks.mute(ROOM, Identity("zoe"), MICROPHONE) is Finding.ABSENT
     assert meeting.methods() == []
 
 
@@ -989,7 +1043,7 @@ async def test_a_mute_that_fails_says_how(meeting: OnFake) -> None:
 
 
 async def late(meeting: OnFake, track: str, within_s: float) -> bool:
-    return await meeting.reconciler.mute_late(ROOM, Identity(BOB), MICROPHONE, frozenset({TrackSid(track)}), within_s)
+    return await meeting.tracks.mute_late(ROOM, Identity(BOB), MICROPHONE, frozenset({TrackSid(track)}), within_s)
 
 
 async def test_a_late_mute_is_tried_until_livekit_confirms_it_and_touches_no_new_track(meeting: OnFake) -> None:
@@ -1044,15 +1098,15 @@ async def test_who_must_wait_for_the_screen_is_looked_at_again(meeting: OnFake) 
     meeting.decide(PresenterSet(BOB))
     meeting.rejoin(BOB, NOTHING)  # Carol has the screen still
     await meeting.look()
-    assert await meeting.reconciler.agree(place(BOB), Priority.LIVE) is Finding.SETTLING
+    assert await meeting.agreement.agree(place(BOB), Priority.LIVE) is Finding.SETTLING
     assert not meeting.may(BOB, "screen_share")
-    assert meeting.reconciler.is_settling(BOB)
+    assert meeting.due.is_settling(BOB)
 
 
 async def test_a_late_stop_touches_no_track_that_was_published_since(meeting: OnFake) -> None:
     meeting.fake.publish(ROOM, BOB, "microphone")
     await meeting.look()
     before = frozenset({TrackSid("TR_before")})
-    assert await meeting.reconciler.stop(place(BOB), MICROPHONE, before) is Finding.NO_TRACK
+    assert await meeting.tracks.stop(place(BOB), MICROPHONE, before) is Finding.NO_TRACK
     assert meeting.methods() == []
     assert len(meeting.fake.participant(ROOM, BOB).tracks) == 1

@@ -18,8 +18,8 @@ from signaling.core.state import Block, MeetingState
 from signaling.errors import MediaServerUnavailable, StoreError
 from signaling.identifiers import CONTROLLER, LiveKitRoom, ParticipantId, RoomId, new_command_id
 from signaling.livekit.room_service import RoomService
+from signaling.meeting.meeting import Meeting, Rules
 from signaling.messages import control, livekit, moderation
-from signaling.rooms import Meeting, Rules
 from signaling.stores import open_store
 from signaling.stores.contract import Commit, Store
 from signaling.testing.fake_room_service import FakeRoomService
@@ -98,9 +98,9 @@ async def media(fake: FakeRoomService) -> AsyncIterator[RoomService]:
 async def set_up(fake: FakeRoomService, meeting: Meeting) -> str:
     """Alice moderates; Bob is heard, Carol is there. The sid of Bob's microphone."""
     for participant, role in ((ALICE, Role.MODERATOR), (BOB, Role.USER), (CAROL, Role.USER)):
-        await meeting.commit_now(participant, Enter(Participant(participant, role=role)))
+        await meeting.turns.commit_now(participant, Enter(Participant(participant, role=role)))
     room = LiveKitRoom(meeting.room)
-    await meeting.open_room(room)
+    await meeting.rooms.open(room)
     for participant in (ALICE, BOB, CAROL):
         fake.join(room, participant)
     await meeting.reconciler.go_over(None)
@@ -155,10 +155,10 @@ async def test_a_crash_at_any_await_of_a_turn_leaves_it_finished_or_undone_and_l
         await before.close()
 
         restarted = Meeting(room, store, media, Rules())
-        was_staged = (await restarted.record()).staged is not None
-        await restarted.finish_staged()
+        was_staged = (await restarted.journal.record()).staged is not None
+        await restarted.turns.finish_staged()
         await restarted.reconciler.go_over(None)
-        record = await restarted.record()
+        record = await restarted.journal.record()
         assert record.staged is None
         announced = [a for commit in commits for a in commit.entry.announcements if a.event.message == event]
         assert len(announced) == int(holds(record.state))
@@ -181,7 +181,7 @@ async def test_a_crash_at_any_await_of_a_turn_leaves_it_finished_or_undone_and_l
 
 async def _take_turn_until_crash(meeting: Meeting, command: AnyCommand) -> bool:
     try:
-        answer = await meeting.take_turn(ALICE, command, new_command_id())
+        answer = await meeting.turns.take(ALICE, command, new_command_id())
     except Crash:
         return False
     assert isinstance(answer, Conclusion)
@@ -196,8 +196,8 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
     meeting = Meeting(RoomId("m"), store, media, Rules(), clock=lambda: clock)
     track = await set_up(fake, meeting)
     with fake.hang(method="MutePublishedTrack") as hanging:
-        turn = meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
-        muting = asyncio.create_task(meeting.see_through(turn))
+        turn = meeting.turns.take(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
+        muting = asyncio.create_task(meeting.tasks.see_through(turn))
         await hanging.hit()
         await meeting.close()
     with pytest.raises(StoreError):
@@ -207,8 +207,8 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
 
     clock += age_s
     restarted = Meeting(meeting.room, store, media, Rules(), clock=lambda: clock)
-    await restarted.finish_staged()
-    assert (await restarted.record()).staged is None
+    await restarted.turns.finish_staged()
+    assert (await restarted.journal.record()).staged is None
     (listed,) = fake.participant("m", BOB).tracks
     assert listed.muted is is_muted
     (entry,) = await store.audit(meeting.room, limit=10)
@@ -220,9 +220,9 @@ async def test_a_mute_that_a_crash_interrupted_is_carried_out_while_it_is_fresh(
 
 async def stage(meeting: Meeting, command: AnyCommand, now: float) -> None:
     """Be about to carry out what Alice commands, and no more."""
-    decision = decide((await meeting.record()).state, ALICE, command, now=now, command_id=new_command_id())
+    decision = decide((await meeting.journal.record()).state, ALICE, command, now=now, command_id=new_command_id())
     assert isinstance(decision, Decision)
-    assert await meeting._stage(decision)
+    assert await meeting.turns._stage(decision)
     await meeting.close()
 
 
@@ -235,7 +235,7 @@ async def test_a_mute_that_holds_is_carried_out_however_long_ago_a_crash_interru
     await stage(meeting, moderation.Mute(participants=(BOB,), hold_s=600), clock)
     clock += 60
     restarted = Meeting(meeting.room, store, media, Rules(), clock=lambda: clock)
-    await restarted.finish_staged()
+    await restarted.turns.finish_staged()
     assert not fake.may_publish("m", BOB, "microphone")
     (entry,) = await store.audit(meeting.room, limit=10)
     assert [(outcome.participant, outcome.outcome) for outcome in entry.outcomes] == [(BOB, "muted")]
@@ -251,7 +251,7 @@ async def test_a_stop_that_a_crash_interrupted_long_ago_is_not_carried_out(
     await stage(meeting, moderation.Stop(source="microphone", participants=(BOB,)), clock)
     clock += 60
     restarted = Meeting(meeting.room, store, media, Rules(), clock=lambda: clock)
-    await restarted.finish_staged()
+    await restarted.turns.finish_staged()
     assert fake.participant("m", BOB).tracks
     (entry,) = await store.audit(meeting.room, limit=10)
     assert [(outcome.participant, outcome.outcome) for outcome in entry.outcomes] == [(BOB, "failed")]
@@ -262,8 +262,8 @@ async def restrict_and_die(fake: FakeRoomService, meeting: Meeting) -> None:
     """End in the middle of a restriction."""
     command = livekit.EnableMicrophoneRestrictions(unrestricted_participants=())
     with fake.hang(method="UpdateParticipant") as hanging:
-        turn = meeting.take_turn(ALICE, command, new_command_id())
-        restricting = asyncio.create_task(meeting.see_through(turn))
+        turn = meeting.turns.take(ALICE, command, new_command_id())
+        restricting = asyncio.create_task(meeting.tasks.see_through(turn))
         await hanging.hit()
         await meeting.close()
     with pytest.raises(StoreError):
@@ -278,8 +278,8 @@ async def test_a_staged_decision_is_finished_by_the_next_turn_too(
     await restrict_and_die(fake, meeting)
     await until(lambda: media.answering)
     restarted = Meeting(meeting.room, store, media, Rules())
-    await restarted.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
-    assert Source.MICROPHONE in (await restarted.record()).state.restricted
+    await restarted.turns.take(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
+    assert Source.MICROPHONE in (await restarted.journal.record()).state.restricted
     assert [entry.action for entry in await store.audit(meeting.room, limit=5)] == [
         "force_mute",
         "enable_microphone_restrictions",
@@ -300,8 +300,8 @@ async def test_a_staged_decision_is_rolled_back_if_livekit_answers_nothing(
             await media.list_presences(LiveKitRoom(meeting.room))
         assert not media.answering
     restarted = Meeting(meeting.room, store, media, Rules())
-    await restarted.finish_staged()
-    record = await restarted.record()
+    await restarted.turns.finish_staged()
+    record = await restarted.journal.record()
     assert record.staged is None
     assert record.state.restricted == frozenset()
     await restarted.close()
@@ -312,7 +312,7 @@ async def test_two_moderators_at_once_both_get_what_they_asked_for_in_some_order
 ) -> None:
     meeting = Meeting(RoomId("m"), store, media, Rules())
     await set_up(fake, meeting)
-    await meeting.take_turn(ALICE, control.GrantModeratorRole(target=BOB), new_command_id())
+    await meeting.turns.take(ALICE, control.GrantModeratorRole(target=BOB), new_command_id())
     commands = [
         (
             ALICE if n % 2 else BOB,
@@ -321,10 +321,10 @@ async def test_two_moderators_at_once_both_get_what_they_asked_for_in_some_order
         for n in range(20)
     ]
     answers = await asyncio.gather(
-        *(meeting.take_turn(sender, command, new_command_id()) for sender, command in commands)
+        *(meeting.turns.take(sender, command, new_command_id()) for sender, command in commands)
     )
     assert all(isinstance(answer, Conclusion) for answer in answers)
-    assert (await meeting.record()).state.listed[Source.MICROPHONE] == {"p19"}
+    assert (await meeting.journal.record()).state.listed[Source.MICROPHONE] == {"p19"}
     await meeting.close()
 
 
@@ -335,21 +335,21 @@ async def test_people_who_come_and_go_during_a_turn_are_kept(
     await set_up(fake, meeting)
     with fake.hang(method="UpdateParticipant") as hanging:
         restricting = asyncio.create_task(
-            meeting.take_turn(
+            meeting.turns.take(
                 ALICE, livekit.EnableMicrophoneRestrictions(unrestricted_participants=()), new_command_id()
             )
         )
         await hanging.hit()
         dave = ParticipantId("dave")
         await asyncio.gather(
-            meeting.commit_now(dave, Enter(Participant(dave))),
+            meeting.turns.commit_now(dave, Enter(Participant(dave))),
             *(
-                meeting.commit_now(ParticipantId(f"p{n}"), Enter(Participant(ParticipantId(f"p{n}"))))
+                meeting.turns.commit_now(ParticipantId(f"p{n}"), Enter(Participant(ParticipantId(f"p{n}"))))
                 for n in range(20)
             ),
         )
     await restricting
-    state = (await meeting.record()).state
+    state = (await meeting.journal.record()).state
     assert len(state.members) == 24
     assert Source.MICROPHONE not in publishable(dave, state)
     await meeting.close()
@@ -367,11 +367,11 @@ async def test_a_bug_while_carrying_out_rolls_back_and_is_no_secret(
 
     monkeypatch.setattr(media, "list_presences", fail)
     with pytest.raises(LookupError):
-        await meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
+        await meeting.turns.take(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id())
     monkeypatch.undo()
-    assert (await meeting.record()).staged is None
+    assert (await meeting.journal.record()).staged is None
     assert isinstance(
-        await meeting.take_turn(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id()), Conclusion
+        await meeting.turns.take(ALICE, livekit.ForceMute(participants=(BOB,)), new_command_id()), Conclusion
     )
     await meeting.close()
 
@@ -403,9 +403,9 @@ async def test_a_place_is_given_up_although_the_store_failed_when_it_was_due(
     fake: FakeRoomService, media: RoomService, store: Store, failing: Failing
 ) -> None:
     meeting = Meeting(RoomId("m"), cast("Store", failing), media, Rules(empty_s=60))
-    store.listen(lambda commit: meeting.note(commit.record))
+    store.listen(lambda commit: meeting.journal.note(commit.record))
     await set_up(fake, meeting)
-    await meeting.commit_now(CONTROLLER, LoseConnections(frozenset({BOB}), until=1.0))  # long over
+    await meeting.turns.commit_now(CONTROLLER, LoseConnections(frozenset({BOB}), until=1.0))  # long over
     failing.failures = 2
     await until(lambda: BOB not in fake.permissions("m"))
     assert failing.failures == 0
@@ -420,7 +420,7 @@ async def test_the_rooms_of_an_ended_meeting_are_deleted_although_the_store_fail
     meeting = Meeting(RoomId("m"), cast("Store", failing), media, Rules(), on_forgotten=forgotten.set)
     await set_up(fake, meeting)
     with fake.hang(method="DeleteRoom", times=1) as hanging:
-        await meeting.end()
+        await meeting.timer.end()
         await hanging.hit()
         failing.failures = 2
     async with asyncio.timeout(10):

@@ -161,9 +161,9 @@ async def test_what_somebody_came_with_counts_in_that_room_alone(sweeping: Meeti
     await alice.comes_to("restrict", source="microphone")
     await until(lambda: not fake.may_publish(lobby, "eve", "microphone"))
     await swept(sweeping)
-    revision = (await sweeping.module._meetings[ROOM].record()).revision
+    revision = (await sweeping.module._entered.meetings[ROOM].journal.record()).revision
     await swept(sweeping)
-    assert (await sweeping.module._meetings[ROOM].record()).revision == revision
+    assert (await sweeping.module._entered.meetings[ROOM].journal.record()).revision == revision
     await alice.comes_to("unrestrict", source="microphone")
     await until(lambda: fake.may_publish(lobby, "eve", "microphone"))
     assert fake.permissions(ROOM)["eve"] == VIEWER
@@ -311,9 +311,9 @@ async def test_a_stranger_is_in_the_state_from_the_first_look(meeting: MeetingOn
 
 
 def meeting_strangers(meeting: MeetingOnFake) -> tuple[moderation.StrangerView, ...]:
-    held = meeting.module._meetings[meeting.room]
-    assert held.newest is not None
-    return held.show(held.newest).strangers
+    held = meeting.module._entered.meetings[meeting.room]
+    assert held.journal.newest is not None
+    return held.view.show(held.journal.newest).strangers
 
 
 async def test_results_and_previews_count_them(meeting: MeetingOnFake) -> None:
@@ -499,8 +499,8 @@ async def test_what_is_published_while_others_are_still_being_muted_is_muted_too
         await hanging.hit()
         sid = meeting.fake.publish(ROOM, "bob", "microphone")
         await post.deliver_all()
-        reconciler = meeting.module._meetings[meeting.room].reconciler
-        await until(lambda: any(track.sid == sid for each in reconciler.roster for track in each.tracks))
+        roster = meeting.module._entered.meetings[meeting.room].roster
+        await until(lambda: any(track.sid == sid for each in roster.presences for track in each.tracks))
     assert await muting == {"bob": "no_track", "carol": "muted"}
     await until(lambda: meeting.is_muted(bob, sid))
     await bob.until_told("force_muted")
@@ -523,8 +523,8 @@ async def test_what_comes_later_is_theirs_to_publish(meeting: MeetingOnFake, pos
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     await post.deliver_all()
     await alice.outcomes("force_mute", participants=["bob"])
-    reconciler = meeting.module._meetings[meeting.room].reconciler
-    (muting,) = reconciler._mutings.values()
+    here = meeting.module._entered.meetings[meeting.room]
+    (muting,) = here.just_muted.mutings.values()
     await until(lambda: asyncio.get_running_loop().time() > muting.until)
     sid = meeting.fake.publish(ROOM, "bob", "microphone")
     await post.deliver_all()
@@ -600,13 +600,13 @@ async def test_a_kick_waits_for_the_rooms_in_use_alone(meeting: MeetingOnFake) -
 async def test_whom_livekit_keeps_refusing_keeps_nobody_else_waiting(meeting: MeetingOnFake) -> None:
     alice, bob = await meeting.join("alice", Role.MODERATOR), await meeting.join("bob")
     carol = await meeting.join("carol")
-    reconciler = meeting.module._meetings[meeting.room].reconciler
+    due = meeting.module._entered.meetings[meeting.room].due
     with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refusing:
         await alice.moderated("disallow", source="microphone", participants=["bob"])
         await refusing.hit(4)  # by now the pause has grown
-        assert reconciler._due[bob.id].pause_s > 0.5
+        assert due._looks[bob.id].pause_s > 0.5
         with meeting.fake.refuse("internal", method="UpdateParticipant", identity="carol", times=1):
             await alice.moderated("disallow", source="microphone", participants=["carol"])
-        assert reconciler._due[carol.id].pause_s <= 0.2
+        assert due._looks[carol.id].pause_s <= 0.2
         await until(lambda: not meeting.may(carol))
         assert meeting.may(bob)

@@ -9,7 +9,7 @@ import pytest
 from signaling import NoSuchMeeting, ParticipantBanned, Role, WebhookRefused, metrics
 from signaling.core.participants import Source
 from signaling.identifiers import ParticipantId
-from signaling.rooms import Meeting
+from signaling.meeting.meeting import Meeting
 from signaling.stores.contract import Commit
 from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
@@ -22,7 +22,7 @@ LIFT = "disable_microphone_restrictions"
 
 
 def kept(meeting: MeetingOnFake) -> Meeting:
-    return meeting.module._meetings[ROOM]
+    return meeting.module._entered.meetings[ROOM]
 
 
 # --- Time --------------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ async def test_timestamps_never_go_back_though_the_clock_does(
     alice = await meeting.join("alice", Role.MODERATOR)
     await alice.send(LIFT)
     earlier = meeting.module._clock() - 3_600
-    monkeypatch.setattr(meeting.module, "_clock", lambda: earlier)
+    monkeypatch.setattr(meeting.module._audience, "_clock", lambda: earlier)
     await alice.send(LIFT)
     stamps = [delivery.timestamp for delivery in alice.inbox]
     assert len(stamps) >= 4
@@ -57,7 +57,7 @@ async def test_after_a_restart_everybody_has_the_grace_period_to_return_and_no_m
         await meeting.join("bob")
     async with restarts(fake, tmp_path, moderation_disconnect_grace_s=0.05) as meeting:
         await until(lambda: fake.permissions(ROOM) == {})
-        assert (await kept(meeting).record()).state.members == {}
+        assert (await kept(meeting).journal.record()).state.members == {}
 
 
 async def test_after_a_restart_what_was_kept_of_a_meeting_with_nobody_in_it_ends_in_time(
@@ -67,7 +67,7 @@ async def test_after_a_restart_what_was_kept_of_a_meeting_with_nobody_in_it_ends
         await (await meeting.join("bob")).session.leave()
     async with restarts(fake, tmp_path, moderation_empty_room_s=0.05) as meeting:
         await until(lambda: ROOM not in fake.rooms)
-        await until(lambda: ROOM not in meeting.module._meetings)
+        await until(lambda: ROOM not in meeting.module._entered.meetings._meetings)
 
 
 async def test_after_a_restart_the_rooms_of_a_meeting_are_made_again(fake: FakeRoomService, tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ async def test_of_two_who_join_at_once_as_the_same_the_newer_one_stays(fake: Fak
         joining = [asyncio.create_task(meeting.join("bob", in_livekit=False))]
         await store.has_written.wait()
         joining.append(asyncio.create_task(meeting.join("bob", in_livekit=False)))
-        await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
+        await until(lambda: len(meeting.module._audience._sessions[ROOM][BOB]) == 2)
         store.answers.set()
         older, newer = await asyncio.gather(*joining)
         assert await older.session.ended == "taken_over"
         assert not newer.session.is_over
-        assert meeting.module._sessions[ROOM][BOB] == [newer.session]
+        assert meeting.module._audience._sessions[ROOM][BOB] == [newer.session]
 
 
 async def test_who_comes_back_with_other_rights_has_these_in_livekit_too(meeting: MeetingOnFake) -> None:
@@ -160,15 +160,15 @@ async def test_exactly_so_many_wait_as_may_and_their_places_are_free_again(fake:
                 await hanging.hit()
                 # Of 64 places half are for one person, and half of what is left for the next.
                 for person, most in ((alice, 32), (mona, 16)):
-                    before = kept(meeting)._waiting.total()
+                    before = kept(meeting).turns._waiting.total()
                     commands += [asyncio.create_task(person.send(LIFT)) for _ in range(most)]
-                    await until(lambda wanted=before + most: kept(meeting)._waiting.total() == wanted)  # type: ignore[misc]
+                    await until(lambda wanted=before + most: kept(meeting).turns._waiting.total() == wanted)  # type: ignore[misc]
                     assert person.told("error") == []
                     await person.send(LIFT)
                     assert [error["error"] for error in person.told("error")] == ["rate_limit_exceeded"]
             await asyncio.gather(*commands)
             assert len(alice.told("microphone_restrictions_disabled")) == 1 + 32 + 16
-        assert kept(meeting)._waiting.total() == 0
+        assert kept(meeting).turns._waiting.total() == 0
 
 
 async def test_commands_that_still_wait_when_the_module_ends_wait_no_longer(fake: FakeRoomService) -> None:
@@ -178,7 +178,7 @@ async def test_commands_that_still_wait_when_the_module_ends_wait_no_longer(fake
         with fake.hang(method="ListParticipants", times=1) as hanging:
             commands = [asyncio.create_task(alice.send(LIFT)) for _ in range(3)]
             await hanging.hit()
-            await until(lambda: kept(meeting)._waiting.total() == 2)
+            await until(lambda: kept(meeting).turns._waiting.total() == 2)
             assert metrics.COMMANDS_WAITING._value.get() == before + 2
             await meeting.module.__aexit__(None, None, None)
     await asyncio.gather(*commands)
@@ -194,9 +194,9 @@ async def test_nothing_that_was_about_to_be_done_is_left_when_a_meeting_ends(mee
     with meeting.fake.hang(method="UpdateParticipant", times=1) as hanging:
         running = asyncio.create_task(alice.send("enable_microphone_restrictions", unrestricted_participants=[]))
         await hanging.hit()
-        assert (await room.record()).staged is not None
+        assert (await room.journal.record()).staged is not None
         await meeting.module.close_room(ROOM)
-        ended = room.newest
+        ended = room.journal.newest
         assert ended is not None
         assert (ended.state.goes_on, ended.staged) == (False, None)
     await running
@@ -253,7 +253,7 @@ async def test_only_who_was_asked_is_asked_again_and_only_while_they_may_answer(
     assert asked(await meeting.join("bob", extensions=())) == 0
     assert asked(await meeting.join("bob")) == 1
     later = meeting.module._clock() + 61  # by the clock that joining goes by, and no other
-    monkeypatch.setattr(meeting.module, "_clock", lambda: later)
+    monkeypatch.setattr(meeting.module._entered.joining, "_clock", lambda: later)
     assert asked(await meeting.join("bob")) == 0
 
 
@@ -301,7 +301,7 @@ async def test_only_moderators_who_watch_are_told_of_changes(meeting: MeetingOnF
     await eve.session.change_role(Role.USER)
     eve.forget()
     await meeting.join("bob")
-    await until(lambda: len(alice.noticed("state_changed")) > 0 and not kept(meeting)._showing)
+    await until(lambda: len(alice.noticed("state_changed")) > 0 and not kept(meeting).view._showing)
     assert (mona.noticed("state_changed"), eve.noticed("state_changed")) == ([], [])
 
 
@@ -339,8 +339,8 @@ async def test_after_a_restart_what_was_staged_is_finished_at_once(fake: FakeRoo
     await restricting
     async with restarts(fake, tmp_path, moderation_livekit_timeout_s=60) as meeting:
         await until(lambda: not fake.may_publish(ROOM, "bob", "microphone"))
-        await until(lambda: (newest := kept(meeting).newest) is not None and newest.staged is None)
-        assert Source.MICROPHONE in (await kept(meeting).record()).state.restricted
+        await until(lambda: (newest := kept(meeting).journal.newest) is not None and newest.staged is None)
+        assert Source.MICROPHONE in (await kept(meeting).journal.record()).state.restricted
 
 
 async def test_a_joiner_is_not_told_again_what_their_welcome_says_already(fake: FakeRoomService) -> None:
@@ -356,7 +356,7 @@ async def test_a_joiner_is_not_told_again_what_their_welcome_says_already(fake: 
                 await store.has_written.wait()
         await until(lambda: bool(kept(meeting).journal._line._waiters))
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-        await until(lambda: BOB in meeting.module._sessions[ROOM])
+        await until(lambda: BOB in meeting.module._audience._sessions[ROOM])
         store.answers.set()  # Dave's hand goes up between Bob's beginning to join and his being in
         bob = await joining
         await asyncio.gather(*hands)
@@ -379,7 +379,7 @@ async def test_who_goes_while_a_newer_connection_of_theirs_comes_takes_nothing_f
         raising = asyncio.create_task(carol.session.receive("control", {"action": "raise_hand"}))
         await store.has_written.wait()
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-        await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
+        await until(lambda: len(meeting.module._audience._sessions[ROOM][BOB]) == 2)
         going = asyncio.create_task(getattr(older.session, end)())
         await until(lambda: older.session.is_over or len(kept(meeting).journal._line._waiters or ()) > 0)
         store.answers.set()
@@ -387,7 +387,7 @@ async def test_who_goes_while_a_newer_connection_of_theirs_comes_takes_nothing_f
         await asyncio.gather(going, raising)
         assert await older.session.ended == "taken_over"
         assert not newer.session.is_over
-        member = (await kept(meeting).record()).state.members[BOB]
+        member = (await kept(meeting).journal.record()).state.members[BOB]
         assert member.returns_until is None
 
 
@@ -402,7 +402,7 @@ async def test_who_comes_again_before_their_leaving_is_written_was_never_away(fa
         leaving = asyncio.create_task(older.session.leave())
         await until(lambda: bool(kept(meeting).journal._line._waiters))
         joining = asyncio.create_task(meeting.join("bob", in_livekit=False))
-        await until(lambda: len(meeting.module._sessions[ROOM][BOB]) == 2)
+        await until(lambda: len(meeting.module._audience._sessions[ROOM][BOB]) == 2)
         store.answers.set()
         newer = await joining
         await asyncio.gather(leaving, raising)

@@ -6,8 +6,8 @@ from typing import Any, get_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from signaling.meeting.view import difference
 from signaling.messages import moderation
-from signaling.view import difference
 from tests.core.meetings import ALICE, BOB, CAROL
 
 PEOPLE = st.sampled_from([ALICE, BOB, CAROL])

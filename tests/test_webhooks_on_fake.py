@@ -11,7 +11,7 @@ from livekit.protocol import models
 from structlog.testing import capture_logs
 
 from signaling import Role, StoreError, WebhookRefused, metrics
-from signaling.reconciler import PICTURE_S
+from signaling.meeting.incidents import PICTURE_S
 from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
 from signaling.testing.fake_room_service import Change, FakeRoomService
@@ -48,7 +48,9 @@ class Post:
                 await asyncio.wait(reactions)
 
     def _running(self) -> set[asyncio.Task[object]]:
-        return {task for room in self._meeting.module._meetings.values() for task in room._tasks}
+        return {
+            task for room in self._meeting.module._entered.meetings._meetings.values() for task in room.tasks._running
+        }
 
     async def deliver_all(self, in_order: Callable[[list[bytes]], list[bytes]] = lambda bodies: bodies) -> None:
         bodies, self.waiting = self.waiting, []
@@ -349,21 +351,21 @@ async def test_what_is_right_again_by_another_decision_was_not_repaired(meeting:
         await post.deliver_all()
         await refused.hit()
         await alice.send("disable_microphone_restrictions")
-    reconciler = meeting.module._meetings[ROOM].reconciler
-    await until(lambda: not reconciler.is_settling(bob.id))
-    assert (reconciler._unrepaired, alice.told("drift_repaired", "livekit_moderation")) == ({}, [])
+    here = meeting.module._entered.meetings[ROOM]
+    await until(lambda: not here.due.is_settling(bob.id))
+    assert (here.incidents._unrepaired, alice.told("drift_repaired", "livekit_moderation")) == ({}, [])
 
 
 async def test_a_retry_about_others_says_nothing_of_who_is_still_wrong(meeting: MeetingOnFake, post: Post) -> None:
     alice, bob, token = await restricted(meeting)
     eve = await meeting.join("eve")
-    reconciler = meeting.module._meetings[ROOM].reconciler
+    here = meeting.module._entered.meetings[ROOM]
     with meeting.fake.refuse("internal", method="UpdateParticipant", identity="bob") as refused:
         meeting.enter(bob, token)
         await post.deliver_all()
         await refused.hit()
-        await reconciler.go_over(frozenset({eve.id}))
-        assert reconciler._unrepaired != {}
+        await here.reconciler.go_over(frozenset({eve.id}))
+        assert here.incidents._unrepaired != {}
         assert alice.told("drift_repaired", "livekit_moderation") == []
     await alice.until_told("drift_repaired", "livekit_moderation")
 

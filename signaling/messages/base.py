@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
+from functools import lru_cache
+from math import modf
 from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import (
@@ -76,7 +78,15 @@ def in_order(ids: Iterable[ParticipantId]) -> tuple[ParticipantId, ...]:
 
 def rfc3339(at: float) -> str:
     """Seconds since the epoch as `2026-03-01T09:30:00.123Z`."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    fraction, whole = modf(at)
+    more, microseconds = divmod(round(fraction * 1e6), 1_000_000)  # as `datetime` rounds
+    return f"{_second(int(whole) + more)}.{microseconds // 1_000:03}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(at: int) -> str:
+    """A whole second: an event is rarely the only one of its second."""
+    return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
 
 
 def as_timestamp(at: object) -> object:

@@ -140,12 +140,13 @@ class Delivery:
         timestamp: Seconds since the epoch; never goes backwards on one connection.
     """
 
-    __slots__ = ("__dict__", "event", "timestamp", "transaction_id")
+    __slots__ = ("__dict__", "_text", "event", "timestamp", "transaction_id")
 
     def __init__(self, event: Event, timestamp: float, transaction_id: TransactionId | None = None) -> None:
         self.event = event
         self.timestamp = timestamp
         self.transaction_id = transaction_id
+        self._text: str | None = None
 
     def __repr__(self) -> str:
         return f"Delivery({self.namespace}/{self.event.message})"  # events hold tokens
@@ -160,11 +161,13 @@ class Delivery:
         """The event as a JSON object, for hosts with an envelope of their own."""
         return self.event.model_dump(mode="json", exclude_none=True)
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The whole frame as JSON."""
-        transaction = "" if self.transaction_id is None else f',"transaction_id":{json.dumps(self.transaction_id)}'
-        return (
-            f'{{"namespace":"{self.namespace}","timestamp":"{rfc3339(self.timestamp)}",'
-            f'"payload":{self.event.model_dump_json(exclude_none=True)}{transaction}}}'
-        )
+        if self._text is None:
+            transaction = "" if self.transaction_id is None else f',"transaction_id":{json.dumps(self.transaction_id)}'
+            self._text = (
+                f'{{"namespace":"{self.namespace}","timestamp":"{rfc3339(self.timestamp)}",'
+                f'"payload":{self.event.model_dump_json(exclude_none=True)}{transaction}}}'
+            )
+        return self._text

@@ -49,6 +49,10 @@ class Allowance:
         """Spend it, whether it is there or not."""
         self._left = self.left - amount
 
+    def owe(self, amount: float) -> None:
+        """Spend it in the same moment as something else: the clock is not read again."""
+        self._left -= amount
+
     def take(self, amount: float = 1) -> bool:
         """Spend it if so much is there; whether it was."""
         if self.left < amount:

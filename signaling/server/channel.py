@@ -2,12 +2,13 @@
 
 import asyncio
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import structlog
 from websockets.asyncio.server import Server, ServerConnection
-from websockets.frames import CloseCode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Event, State
 from websockets.server import ServerProtocol
 
@@ -85,6 +86,8 @@ class Channel(ServerConnection):
         self._is_heard_out = False
         self._request_bytes = 0
         self._unparsed = bytearray()
+        self._hear: Callable[[str], None] | None = None
+        self._has_heard = False
         self._parsing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
@@ -163,8 +166,37 @@ class Channel(ServerConnection):
         if self.request is None:
             self._admission.hear(self)
         else:
-            self._allowance.spend(FRAME_COST_BYTES)
+            self._allowance.owe(FRAME_COST_BYTES)
+            if self._hear is not None and not self._has_heard and self._hear_now(event, self._hear):
+                return
         super().process_event(event)
+
+    def hear_by(self, hear: Callable[[str], None] | None) -> None:
+        """
+        Hand a message over when it is here, if it is the first of a slice and whoever awaits `recv` has had all others.
+
+        Waking somebody up, who then waits for the next one, would cost as much again as the message. What `hear`
+        raises is raised by `recv`.
+        """
+        self._hear = hear
+
+    def _hear_now(self, event: Event, hear: Callable[[str], None]) -> bool:
+        """Hand it over; false if it is to go to `recv`."""
+        waiter = self.recv_messages.frames.get_waiter
+        if waiter is None or waiter.done() or not isinstance(event, Frame):
+            return False
+        if event.opcode is not Opcode.TEXT or not event.fin:
+            return False
+        try:
+            text = str(event.data, "utf-8")
+        except UnicodeDecodeError:
+            return False
+        self._has_heard = True
+        try:
+            hear(text)
+        except Exception as error:  # noqa: BLE001 - for whoever reads
+            waiter.set_exception(error)
+        return True
 
     def hear_out(self) -> None:
         """Read on to the end, since nobody looks at it any more."""
@@ -179,13 +211,14 @@ class Channel(ServerConnection):
         return is_opening or self.recv_messages.paused or self._watching is not None
 
     def _parse(self, data: bytes | bytearray) -> None:
+        self._has_heard = False
         if self.request is None:
             self._request_bytes += len(data)
             if self._request_bytes > MAX_REQUEST_BYTES:
                 self.abort()
                 return
         else:
-            self._allowance.spend(len(data))
+            self._allowance.owe(len(data))
         super().data_received(bytes(data))
         if self.state is State.CONNECTING and self.protocol.parser_exc is not None:
             # Nonsense came before our answer. The library has ended its half already, and would fail to answer.

@@ -11,7 +11,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from signaling import metrics
-from signaling.answers import answers, asks_for_result, named_action
+from signaling.answers import RETRY_AFTER_S, answers, asks_for_result, named_action
+from signaling.audience import EndReason
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Kind
 from signaling.errors import MessageError, ParticipantBanned, StoreError
@@ -19,15 +20,17 @@ from signaling.identifiers import new_command_id
 from signaling.messages import control, echo, livekit, moderation, removal
 from signaling.messages.base import Event, Namespace, parse_payload
 from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery, EnvelopeError, Frame, TransactionId, parse_frame
-from signaling.module import RETRY_AFTER_S, ModerationModule
+from signaling.module import ModerationModule
 from signaling.server.allowance import Allowance
 from signaling.server.channel import Channel
 from signaling.server.outbox import Outbox
 from signaling.server.tickets import Ticket
-from signaling.session import CONTROL, MODERATION, EndReason, Session
+from signaling.session import CONTROL, MODERATION, Session
 
 log = structlog.get_logger(__name__)
 
+_PING: Final = {"action": "ping"}
+"""As clients send it; whatever else a ping may hold is looked at."""
 _PONG: Final = echo.Pong()
 _LEAVES_BY: Final = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD})
 """The codes of a client's close by which it leaves; the second is `close()` of a browser, which sends none."""
@@ -95,11 +98,13 @@ class Connection:
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._join_timeout_s, self._check_joined)
         is_leaving = False
+        self._socket.hear_by(self._receive)
         try:
             is_leaving = await self._read()
         finally:
             if self._deadline is not None:
                 self._deadline.cancel()
+            self._socket.hear_by(None)  # it would know us, and we know it
             self._socket.hear_out()
             await self._end(is_leaving=is_leaving)
 
@@ -120,14 +125,15 @@ class Connection:
             await asyncio.sleep(0)  # whoever sends without a pause takes turns with everybody else
 
     def _receive(self, text: str) -> None:
+        """Take a message, of the reader or of the socket itself; see `Channel.hear_by`."""
         try:
             frame = parse_frame(text)
         except EnvelopeError as error:
             self._receive_nonsense(error)
             return
         if frame.namespace is Namespace.ECHO:
-            self._answer(_pong(frame.payload), frame.transaction_id)
-            self._outbox.flush()  # the next iteration of the event loop may be a long one
+            pong = Delivery(_pong(frame.payload), self._module.timestamp(), frame.transaction_id)
+            self._outbox.put_first(self._socket, self._stamped(pong))
         elif self._allowance.left < 1:
             self._refuse(frame, self._allowance.one_after_s)
             self._lose_patience()
@@ -257,10 +263,14 @@ class Connection:
         self._send(Delivery(event, self._module.timestamp(), transaction_id))
 
     def _send(self, delivery: Delivery) -> None:
+        self._outbox.put(self._socket, self._stamped(delivery))
+
+    def _stamped(self, delivery: Delivery) -> Delivery:
+        """As it goes out next: no time is before the last one."""
         if delivery.timestamp < self._last_timestamp:  # it was held back while something else went out
-            delivery = Delivery(delivery.event, self._last_timestamp, delivery.transaction_id)
+            return Delivery(delivery.event, self._last_timestamp, delivery.transaction_id)
         self._last_timestamp = delivery.timestamp
-        self._outbox.put(self._socket, delivery)
+        return delivery
 
     # --- Ending --------------------------------------------------------------------------------------------------
 
@@ -322,6 +332,8 @@ async def _pass_on(session: Session, frame: Frame) -> None:
 
 
 def _pong(payload: object) -> Event:
+    if payload == _PING:
+        return _PONG
     try:
         parse_payload(payload, echo.COMMANDS)
     except MessageError as error:

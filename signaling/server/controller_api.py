@@ -22,13 +22,13 @@ from signaling.identifiers import (
     parse_participant_id,
     parse_room_id,
 )
+from signaling.meeting.view import audit_view
 from signaling.messages import moderation
 from signaling.messages.base import MAX_NAME_LENGTH, Message, Namespace, Participant, validated
 from signaling.messages.envelope import MAX_FRAME_BYTES, EnvelopeError, parse_object
 from signaling.messages.json_schema import PLAIN_ID
 from signaling.module import ModerationModule
 from signaling.server.requests import BodyError, BodyRefused, read_body
-from signaling.view import audit_view
 
 log = structlog.get_logger(__name__)
 

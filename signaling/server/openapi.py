@@ -8,10 +8,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 import signaling
+from signaling.answers import NeedsSession
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Command, Namespace
 from signaling.messages.json_schema import ANYBODY, NAMED, PLAIN_ID, Json, SchemaGenerator
-from signaling.module import NeedsSession
 from signaling.server.controller_api import PREFIX, ROUTES, STATUS, CommandRequest, Error, ErrorCode, Route
 
 _INTRODUCTION: Final = """\

@@ -1,7 +1,8 @@
 """What goes out: one encoded text to many connections, and nobody waits for who does not read."""
 
 import asyncio
-from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
 
 import structlog
 from websockets.frames import Frame, Opcode
@@ -11,6 +12,11 @@ from signaling.messages.envelope import Delivery
 from signaling.server.channel import Channel
 
 log = structlog.get_logger(__name__)
+
+_LONG_S: Final = 0.01
+"""An iteration of the event loop that takes longer is one that an answer is not to wait for."""
+_BUSY_S: Final = 5
+"""How long after one of these another is expected."""
 
 
 class Outbox:
@@ -22,29 +28,64 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Delivery, list[Channel]]] = []
+        self._pending: dict[Channel, list[Delivery]] = {}
+        self._since = 0.0
+        self._busy_until = 0.0
 
     def put(self, connection: Channel, delivery: Delivery) -> None:
         """Send a delivery to a connection, after whatever was put in for it before."""
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self.flush)
-        elif self._pending[-1][0] is delivery:
-            self._pending[-1][1].append(connection)
+        before = self._pending.get(connection)
+        if before is not None:
+            before.append(delivery)
             return
-        self._pending.append((delivery, [connection]))
+        if not self._pending:
+            loop = asyncio.get_running_loop()
+            self._since = loop.time()
+            loop.call_soon(self._flush_in_turn)
+        self._pending[connection] = [delivery]
+
+    def put_first(self, connection: Channel, delivery: Delivery) -> None:
+        """
+        Send a delivery as `put` does, or at once while iterations of the event loop are long.
+
+        To read from all who have sent something and then to write to all of them takes half as long as turn by turn.
+        """
+        if asyncio.get_running_loop().time() < self._busy_until:
+            _write(connection, (*self._pending.pop(connection, ()), delivery), {})
+        else:
+            self.put(connection, delivery)
 
     def flush(self) -> None:
         """Write everything now."""
-        pending, self._pending = self._pending, []
-        frames: defaultdict[Channel, list[bytes]] = defaultdict(list)
-        for delivery, connections in pending:
-            try:
-                frame = Frame(Opcode.TEXT, delivery.text.encode()).serialize(mask=False)
-            except Exception:  # what cannot be encoded; the others are to get theirs all the same
-                log.exception("delivery_failed", message=repr(delivery))
-                continue
-            for connection in connections:
-                frames[connection].append(frame)
-        for connection, parts in frames.items():
-            if connection.state is State.OPEN:
-                connection.put(parts[0] if len(parts) == 1 else b"".join(parts))
+        pending, self._pending = self._pending, {}
+        frames: dict[Delivery, bytes] = {}
+        for connection, deliveries in pending.items():
+            _write(connection, deliveries, frames)
+
+    def _flush_in_turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._pending and now - self._since > _LONG_S:
+            self._busy_until = now + _BUSY_S
+        self.flush()
+
+
+def _write(connection: Channel, deliveries: Iterable[Delivery], frames: dict[Delivery, bytes]) -> None:
+    """Write these at once; `frames` has what is framed already."""
+    parts = []
+    for delivery in deliveries:
+        frame = frames.get(delivery)
+        if frame is None:
+            frame = frames[delivery] = _framed(delivery)
+        parts.append(frame)
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    if data and connection.state is State.OPEN:
+        connection.put(data)
+
+
+def _framed(delivery: Delivery) -> bytes:
+    """The frame; nothing for what cannot be encoded: whoever gets something else is to get that."""
+    try:
+        return Frame(Opcode.TEXT, delivery.text.encode()).serialize(mask=False)
+    except Exception:
+        log.exception("delivery_failed", message=repr(delivery))
+        return b""

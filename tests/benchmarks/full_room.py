@@ -143,7 +143,7 @@ class FullRoom:
 
     def _note_answers(self) -> None:
         """As for the bare calls: when LiveKit answered about whom."""
-        media = self._module._media
+        media = self._module._entered.media
         assert media is not None
         allow = media.allow
 
@@ -219,11 +219,9 @@ class FullRoom:
 
     async def sweep(self) -> dict[str, float]:
         """What the module does every few seconds, while nothing is wrong."""
-        meeting = self._module._meetings[_ROOM]
+        meeting = self._module._entered.meetings[_ROOM]
         calls, began_at, cpu_s = _module_calls(), time.monotonic(), time.process_time()
-        await meeting._before_sweep()
-        await meeting.reconciler.go_over(None)
-        await meeting._after_sweep()
+        await meeting.reconciler.sweep()
         return _cost(began_at, cpu_s) | {"calls": _module_calls() - calls}
 
     async def list_bare(self) -> dict[str, float]:
@@ -239,9 +237,9 @@ class FullRoom:
         began_at = time.monotonic()
         await self._moderator.receive("livekit", {"action": action, **fields}, 1)
         event_ms = (self._told_at[message] - began_at) * 1e3
-        reconciler = self._module._meetings[_ROOM].reconciler
+        due = self._module._entered.meetings[_ROOM].due
         async with asyncio.timeout(_LIMIT_S):
-            while reconciler._settling:  # noqa: ASYNC110 - nobody announces it
+            while due.count():  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(_POLL_S)
         return {"event": event_ms, "calls": _module_calls() - calls, "told": self._told[message] - told}
 

@@ -236,7 +236,7 @@ async def _joins_reported(n: int) -> AsyncIterator[dict[str, Variant]]:
 
 
 def _tasks(module: ModerationModule) -> set[asyncio.Task[object]]:
-    return {task for meeting in module._meetings.values() for task in meeting._tasks}
+    return {task for meeting in module._entered.meetings._meetings.values() for task in meeting.tasks._running}
 
 
 # --- Joining LiveKit ----------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ class Stage:
 
     async def presences(self, room: str | None = None) -> Mapping[str, Presence]:
         """Who is in LiveKit, by identity, as LiveKit says it now."""
-        media = self.module._media
+        media = self.module._entered.media
         assert media is not None
         return {
             str(presence.identity): presence for presence in await media.list_presences(LiveKitRoom(room or self.room))

@@ -11,7 +11,7 @@ from livekit.protocol import room as protocol
 from livekit.protocol.models import ParticipantPermission
 
 from signaling import Kind
-from signaling.reconciler import PICTURE_S
+from signaling.meeting.incidents import PICTURE_S
 from signaling.testing.participants import PublishRefused
 from tests.meetings import cheating
 from tests.meetings.cheating import HEARD_S, SILENT, Scene

@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime
 from types import NoneType
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,17 @@ class Strict(Command, extra="forbid"):
     action: Literal["strict"] = "strict"
     count: int = 0
     switch: bool = False
+
+
+# --- Times -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.one_of(st.floats(-1e9, 1e11), st.integers(0, 2**33), st.integers(0, 2**43).map(lambda half_us: half_us / 2e6))
+)
+def test_a_time_is_written_as_datetime_writes_it(at: float) -> None:
+    written = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    assert rfc3339(at) == written.replace("+00:00", "Z")
 
 
 # --- The payload -------------------------------------------------------------------------------------------------

@@ -24,6 +24,14 @@ def test_it_begins_full_and_comes_back_up_to_that() -> None:
     assert (allowance.left, allowance.is_full) == (10, True)
 
 
+def test_what_is_spent_in_the_same_moment_needs_no_clock() -> None:
+    clock = Clock()
+    allowance = Allowance(2, 10, clock)
+    allowance.spend(4)
+    allowance.owe(8)
+    assert allowance.left == -2
+
+
 def test_what_is_overspent_is_owed_for_a_while() -> None:
     clock = Clock()
     allowance = Allowance(2, 10, clock)

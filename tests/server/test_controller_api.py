@@ -188,7 +188,7 @@ async def test_other_paths_and_methods_are_refused_in_the_same_form(controller: 
 async def test_a_meeting_that_does_not_exist_is_not_begun_by_asking(controller: Controller) -> None:
     for method, path, body in every_request():
         assert await controller.ask(method, path, body) == (404, {"error": "unknown_room"})
-    assert controller.host.module._meetings == {}
+    assert controller.host.module._entered.meetings._meetings == {}
     assert await controller.host.module._store.rooms() == ()
 
 
@@ -425,7 +425,7 @@ async def test_moving_to_a_breakout_and_back_gives_the_persons_connection_creden
 
 
 def connected(controller: Controller, name: str) -> bool:
-    newest = controller.host.module._meetings[ROOM].newest
+    newest = controller.host.module._entered.meetings[ROOM].journal.newest
     return newest is not None and newest.state.members[ParticipantId(name)].returns_until is None
 
 
@@ -692,8 +692,8 @@ async def test_a_command_whose_turn_comes_after_the_meeting_has_ended_is_refused
     module = controller.host.module
     async with module._store.turn(ROOM):
         waiting = asyncio.create_task(module.command(ROOM, MODERATION, {"action": "restrict", "source": "camera"}))
-        meeting = module._meetings[ROOM]
-        await until(lambda: meeting._waiting.total() == 1)
+        meeting = module._entered.meetings[ROOM]
+        await until(lambda: meeting.turns._waiting.total() == 1)
         await module.close_room(ROOM)
         assert await bob.closed() == 1000
     with pytest.raises(NoSuchMeeting):

@@ -44,7 +44,7 @@ class SlowStore(MemoryStore):
 
 async def bobs_who_join(host: Hosted, bobs: int) -> None:
     """Wait until the module knows so many of Bob's connections."""
-    await until(lambda: len(host.module._sessions[ROOM].get(BOB, [])) == bobs)
+    await until(lambda: len(host.module._audience._sessions[ROOM].get(BOB, [])) == bobs)
 
 
 # --- Closed by the client --------------------------------------------------------------------------------------------
@@ -187,7 +187,8 @@ async def test_what_the_older_one_does_when_the_newer_one_joins_is_not_done_to_i
         older = await stack.enter_async_context(host.client("bob"))
         newer = await stack.enter_async_context(host.client("bob"))
         await older.join()
-        (session,) = host.module._sessions[ROOM][BOB]
+        (session,) = host.module._audience._sessions[ROOM][BOB]
+        assert isinstance(session, Session)
         store.gate.clear()
         await newer.send("join", namespace="control")
         await bobs_who_join(host, 2)
@@ -198,7 +199,7 @@ async def test_what_the_older_one_does_when_the_newer_one_joins_is_not_done_to_i
         await ending
         await newer.wait_for("join_success", namespace="control")
         assert await older.closed() == 1000
-        record = await session.meeting.record()
+        record = await session.meeting.journal.record()
         assert record.state.members[BOB].returns_until is None
 
 
@@ -220,7 +221,7 @@ async def test_the_last_delivery_goes_out_before_the_close(host: Hosted) -> None
         restricting = asyncio.create_task(alice.send("enable_microphone_restrictions", unrestricted_participants=[]))
         await bob.wait_for("microphone_restrictions_enabled")
         await restricting
-        (session,) = host.module._sessions[ROOM][BOB]
+        (session,) = host.module._audience._sessions[ROOM][BOB]
         for number in range(100):
             session.tell(MicrophoneRestrictionsDisabled(), number)
         session.end("kicked")

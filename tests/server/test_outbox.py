@@ -107,6 +107,26 @@ async def test_what_is_put_in_goes_out_in_order(door: Hosted, monkeypatch: pytes
     assert frames.of("microphone_restrictions_disabled") == [1, 3, 2]
 
 
+async def test_an_answer_is_not_to_wait_while_the_event_loop_takes_long(
+    door: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with door.dial(bearer=door.ticket()) as bob:
+        await ask(bob, PING)
+        (socket,) = door.server._websocket._open
+        box = door.server._websocket._outbox
+        frames = Frames(monkeypatch)
+        monkeypatch.setattr(outbox, "_LONG_S", -1)  # any takes longer
+        first, second, third, fourth = (Delivery(MicrophoneRestrictionsDisabled(), at, at) for at in range(4))
+        box.put_first(socket, first)
+        assert frames.made == []
+        assert (await take(bob))["transaction_id"] == 0
+        box.put(socket, second)
+        box.put_first(socket, third)
+        assert frames.of("microphone_restrictions_disabled") == [0, 1, 2]
+        box.put(socket, fourth)
+        assert [(await take(bob))["transaction_id"] for _ in range(3)] == [1, 2, 3]
+
+
 async def test_what_cannot_be_encoded_keeps_nothing_from_others(door: Hosted) -> None:
     class Unspeakable(MicrophoneRestrictionsDisabled):
         def model_dump_json(self, **_options: object) -> str:

@@ -1,7 +1,8 @@
 """The meeting as it is shown: to a moderator, to a joiner, and to the person concerned."""
 
-from collections.abc import Iterator
-from typing import Any
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from signaling.core.announcements import control_data
 from signaling.core.effects import Presence
@@ -10,10 +11,15 @@ from signaling.core.participants import ALL_SOURCES, SERVICES, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import BlockCause, MeetingState, Member
 from signaling.identifiers import Identity, ParticipantId
+from signaling.meeting.due import Due
+from signaling.meeting.journal import Journal
+from signaling.meeting.roster import Roster
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import rfc3339
-from signaling.reconciler import Reconciler
 from signaling.stores.contract import AuditEntry, Record
+
+SHOWN_AFTER_S: Final = 0.05
+"""How long changes are gathered before watchers are told."""
 
 
 class Attendance:
@@ -90,26 +96,62 @@ def join_success(
     )
 
 
-class Shown:
+class View:
     """
     The meeting as moderators were last shown it.
 
     Its version goes up with every difference, so that a copy that was kept up to date is known to be whole.
+
+    Args:
+        on_changed: Called with what watchers are to be told.
+
+    Attributes:
+        watchers: Whoever watches; while somebody does, `on_changed` is called.
     """
 
-    def __init__(self, reconciler: Reconciler) -> None:
-        self._reconciler = reconciler
+    def __init__(
+        self, journal: Journal, roster: Roster, due: Due, on_changed: Callable[[moderation.StateChanged], None]
+    ) -> None:
+        self.watchers: set[object] = set()
+        self._journal = journal
+        self._roster = roster
+        self._due = due
+        self._on_changed = on_changed
         self._view = moderation.StateView(version=0, restrictions=(), blocks=(), bans=(), participants=())
+        self._showing: asyncio.TimerHandle | None = None
+        roster.on_change = due.on_change = self._show_soon
+        journal.listen(lambda _before, _after: self._show_soon())
 
-    def update(self, record: Record) -> tuple[moderation.StateView, moderation.StateChanged | None]:
-        """How the meeting is shown now, and what differs from how it was shown before; `None` if nothing does."""
+    def show(self, record: Record) -> moderation.StateView:
+        """The meeting as a moderator sees it as of `record` or later; whoever watches has been told of all of it."""
+        newest = self._journal.newest
+        return self._show(record if newest is None or record.revision > newest.revision else newest)
+
+    def _show(self, record: Record) -> moderation.StateView:
         before = self._view
-        view = _state_view(record.state, self._reconciler, before.version + 1)
+        view = _state_view(record.state, self._roster, self._due, before.version + 1)
         changed = difference(before, view)
         if changed is None:
-            return before, None
+            return before
         self._view = view
-        return view, moderation.StateChanged(version=view.version, changed=changed)
+        if self.watchers:
+            self._on_changed(moderation.StateChanged(version=view.version, changed=changed))
+        return view
+
+    def _show_soon(self) -> None:
+        if self.watchers and self._showing is None:
+            self._showing = asyncio.get_running_loop().call_later(SHOWN_AFTER_S, self._show_newest)
+
+    def _show_newest(self) -> None:
+        self._showing = None
+        if self._journal.newest is not None:
+            self._show(self._journal.newest)
+
+    def stop(self) -> None:
+        """Nobody is shown anything any more."""
+        if self._showing is not None:
+            self._showing.cancel()
+        self.watchers.clear()
 
 
 def difference(before: moderation.StateView, after: moderation.StateView) -> moderation.Changed | None:
@@ -132,7 +174,7 @@ def difference(before: moderation.StateView, after: moderation.StateView) -> mod
     return moderation.Changed(**changed) if changed else None
 
 
-def _state_view(state: MeetingState, reconciler: Reconciler, version: int) -> moderation.StateView:
+def _state_view(state: MeetingState, roster: Roster, due: Due, version: int) -> moderation.StateView:
     return moderation.StateView(
         version=version,
         restrictions=tuple(
@@ -148,10 +190,10 @@ def _state_view(state: MeetingState, reconciler: Reconciler, version: int) -> mo
         bans=tuple(state.bans),
         presenter=state.presenter,
         participants=tuple(
-            _participant_view(state, reconciler, participant, state.members[participant])
+            _participant_view(state, roster, due, participant, state.members[participant])
             for participant in sorted(state.members)
         ),
-        strangers=tuple(_stranger_views(state, reconciler)),
+        strangers=tuple(_stranger_views(state, roster, due)),
     )
 
 
@@ -175,10 +217,10 @@ def may_publish(record: Record, participant: ParticipantId) -> moderation.MayPub
 
 
 def _participant_view(
-    state: MeetingState, reconciler: Reconciler, participant: ParticipantId, member: Member
+    state: MeetingState, roster: Roster, due: Due, participant: ParticipantId, member: Member
 ) -> moderation.ParticipantView:
     room = state.room_of(participant)
-    presence = None if room is None else reconciler.presence(room, Identity(participant))
+    presence = None if room is None else roster.presence(room, Identity(participant))
     return moderation.ParticipantView(
         participant=participant,
         role=state.role_of(participant).value,
@@ -189,7 +231,7 @@ def _participant_view(
         publishing=() if presence is None else _track_views(presence),
         hand_is_up=member.hand_is_up,
         hand_updated_at=_told_time(member.hand_updated_at),
-        settling=reconciler.is_settling(participant),
+        settling=due.is_settling(participant),
     )
 
 
@@ -206,16 +248,16 @@ def _track_views(presence: Presence) -> tuple[moderation.TrackView, ...]:
     )
 
 
-def _stranger_views(state: MeetingState, reconciler: Reconciler) -> Iterator[moderation.StrangerView]:
-    roster = tuple(reconciler.roster)
-    for identity, presence in sorted(strangers(state, roster).items()):
+def _stranger_views(state: MeetingState, roster: Roster, due: Due) -> Iterator[moderation.StrangerView]:
+    present = roster.presences
+    for identity, presence in sorted(strangers(state, present).items()):
         if is_unknown(state, presence):
             yield moderation.StrangerView(
                 identity=identity,
                 kind=presence.kind.value,
-                may_publish=tuple(source.value for source in allowable(state, presence, roster)),
+                may_publish=tuple(source.value for source in allowable(state, presence, present)),
                 publishing=_track_views(presence),
-                settling=reconciler.is_settling(identity),
+                settling=due.is_settling(identity),
             )
 
 

@@ -1,0 +1,210 @@
+"""The meetings that this process looks after: begun when somebody comes, let go of when nothing is kept of them."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from signaling import metrics
+from signaling.audience import Audience
+from signaling.closed_rooms import ClosedRooms
+from signaling.entrance import Entrance
+from signaling.errors import NoSuchMeeting, StoreError
+from signaling.identifiers import LiveKitRoom, RoomId, room_of
+from signaling.livekit.contract import MediaServer
+from signaling.livekit.webhooks import Webhook
+from signaling.meeting.meeting import Meeting, Rules
+from signaling.meeting.tasks import until_done
+from signaling.messages import moderation
+from signaling.stores.contract import Commit, Store
+
+log = structlog.get_logger(__name__)
+
+
+class Meetings:
+    """
+    All meetings of one process; an asynchronous context.
+
+    Args:
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        media: MediaServer,
+        rules: Rules,
+        audience: Audience,
+        entrance: Entrance,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._media = media
+        self._rules = rules
+        self._audience = audience
+        self._entrance = entrance
+        self._clock = clock
+        self._meetings: dict[RoomId, Meeting] = {}
+        self._engaged: defaultdict[RoomId, int] = defaultdict(int)
+        self._background: set[asyncio.Task[None]] = set()
+        self._warns_of_missing_webhooks = True
+        self._is_open = True
+        self.closed = ClosedRooms(store, media, self._is_in_use, clock=clock, look_s=rules.sweep_s)
+
+    # --- One meeting ---------------------------------------------------------------------------------------------
+
+    def __getitem__(self, room: RoomId) -> Meeting:
+        """
+        A meeting, kept already or about to begin.
+
+        Raises:
+            StoreError: This process ends.
+        """
+        meeting = self._meetings.get(room)
+        if meeting is None:
+            if not self._is_open:
+                raise StoreError("this process ends: no meeting is begun any more")
+            meeting = Meeting(
+                room,
+                self._store,
+                self._media,
+                self._rules,
+                clock=self._clock,
+                entrance=self._entrance,
+                closed=self.closed,
+                on_forgotten=lambda: self._let_go_if_unused(room),
+                on_people_in_livekit=self._note_people_in_livekit,
+                on_state_changed=lambda changed: self._on_state_changed(room, changed),
+            )
+            self._meetings[room] = meeting
+            metrics.MEETINGS.inc()
+            meeting.start()
+        return meeting
+
+    def get(self, room: RoomId) -> Meeting | None:
+        """A meeting that this process looks after already."""
+        return self._meetings.get(room)
+
+    async def that_goes_on(self, room: RoomId) -> Meeting:
+        """
+        A meeting that has begun and is not over.
+
+        Raises:
+            NoSuchMeeting: There is none.
+            StoreError: The store does not answer.
+        """
+        record = await self._store.read(room)
+        if record is None or not record.state.goes_on:
+            raise NoSuchMeeting(f"there is no meeting {room}")
+        return self[room]
+
+    @contextmanager
+    def engaged(self, room: RoomId) -> Iterator[None]:
+        """Somebody comes or is taken back meanwhile, so the meeting is looked after, though it may not be kept yet."""
+        self._engaged[room] += 1
+        try:
+            yield
+        finally:
+            self._engaged[room] -= 1
+            if not self._engaged[room]:
+                del self._engaged[room]
+                self._let_go_if_unused(room)
+
+    def _let_go_if_unused(self, room: RoomId) -> None:
+        """Nothing need run for a meeting of which nothing is kept, unless somebody begins it."""
+        if room in self._meetings and self._is_unused(room):
+            self.run_in_background(self._let_go_of(room))
+
+    def _is_unused(self, room: RoomId) -> bool:
+        return room not in self._engaged and room not in self._audience
+
+    async def _let_go_of(self, room: RoomId) -> None:
+        meeting = self._meetings.get(room)
+        if meeting is None:
+            return
+        async with self._store.turn(room):
+            pass  # whoever still waited for a turn has had it
+        is_over = (await until_done(meeting.journal.record)).revision == 0
+        if is_over and self._is_unused(room) and self._meetings.get(room) is meeting:
+            del self._meetings[room]
+            metrics.MEETINGS.dec()
+            await meeting.close()
+
+    async def _is_in_use(self, room: LiveKitRoom) -> bool:
+        record = await self._store.read(room_of(room))
+        return record is not None and record.state.goes_on and room in record.state.rooms
+
+    # --- All meetings --------------------------------------------------------------------------------------------
+
+    async def take_up(self) -> None:
+        """Go on with what the store has kept of an earlier process: everybody in it has the grace period to return."""
+        for room in await self._store.rooms():
+            meeting = self[room]
+            record = await meeting.journal.record()
+            meeting.journal.note(record)
+            await meeting.places.lose_connections(dict.fromkeys(record.state.members, lambda: True))
+            meeting.tasks.run_in_background(meeting.turns.finish_staged())
+            meeting.tasks.run_in_background(meeting.rooms.restore())
+            if record.state.doomed:
+                meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
+
+    def restore_rooms(self) -> None:
+        """LiveKit is back, perhaps without its rooms."""
+        for meeting in self._meetings.values():
+            meeting.tasks.run_in_background(meeting.rooms.restore())
+
+    def note(self, commit: Commit) -> None:
+        """A commit was made: what follows from it in its meeting, and what is told of it."""
+        meeting = self._meetings.get(commit.record.state.room)
+        if meeting is not None:
+            meeting.journal.note(commit.record)
+            self._audience.tell(commit)
+
+    def react(self, webhook: Webhook) -> None:
+        """Begin with what follows from something that LiveKit has reported."""
+        self._warns_of_missing_webhooks = False
+        if webhook.notice is None:
+            return
+        meeting = self._meetings.get(room_of(webhook.notice.room))
+        if meeting is not None:
+            meeting.tasks.run_in_background(meeting.react(webhook.notice))
+        if webhook.notice.kind in {"participant_joined", "track_published"}:
+            self.run_in_background(self.closed.react(webhook.notice.room))
+
+    def _note_people_in_livekit(self) -> None:
+        if self._warns_of_missing_webhooks:
+            self._warns_of_missing_webhooks = False
+            log.warning("webhooks_missing", consequence=f"drift is repaired within {self._rules.sweep_s:g} s only")
+
+    def _on_state_changed(self, room: RoomId, changed: moderation.StateChanged) -> None:
+        meeting = self._meetings.get(room)
+        if meeting is not None:
+            newest = meeting.journal.newest
+            state = None if newest is None else newest.state
+            self._audience.tell_watchers(room, meeting.view.watchers, state, changed)
+
+    def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that ends with this process at the latest."""
+        if not self._is_open:  # nobody would end it
+            work.close()
+            return
+        self._background.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._background.discard)
+
+    async def close(self) -> None:
+        """End all that runs for them; what was committed stays in the store."""
+        self._is_open = False
+        meetings, self._meetings = self._meetings, {}
+        for meeting in meetings.values():
+            metrics.MEETINGS.dec()
+            await meeting.close()
+        background = tuple(self._background)
+        for task in background:
+            task.cancel()  # it may wait for the store
+        await asyncio.gather(*background, return_exceptions=True)
+        for session in tuple(self._audience.everybody()):
+            self._audience.drop(session)
