@@ -1,7 +1,10 @@
 """Tickets: what a controller signs so that somebody may connect, once."""
 
+import binascii
 import contextlib
+import hmac
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -31,6 +34,12 @@ LEEWAY_S: Final = 30
 
 _SECRET_BYTES: Final = 32
 _MAX_LENGTH: Final = 8_192
+_USUAL_HEADERS: Final = frozenset(
+    urlsafe_b64encode(header).rstrip(b"=").decode()
+    for header in (b'{"alg":"HS256","typ":"JWT"}', b'{"typ":"JWT","alg":"HS256"}', b'{"alg":"HS256"}')
+)
+_STANDARD: Final = str.maketrans("-_+/=", "+/!!!")
+"""Base64 as `binascii` has it, of that for URLs; what is not of that either is refused."""
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
@@ -98,6 +107,7 @@ class Tickets:
         self._algorithm = algorithm
         self._clock = clock
         self._signatures = jwt.PyJWS()
+        self._hmac = hmac.new(self._key, digestmod="sha256") if isinstance(self._key, bytes) else None
 
     def start(self) -> None:
         """Begin to fetch the key set, if there is one."""
@@ -154,8 +164,32 @@ class Tickets:
         if key is None:
             raise InvalidTicket("is signed with no key that the key set is known to have: kid")
         with self._saying_less(text):
-            payload = self._signatures.decode(text, key, algorithms=[self._algorithm])
+            payload = self._signed_as_usual(text)
+            if payload is None:
+                payload = self._signatures.decode(text, key, algorithms=[self._algorithm])
             return _Claims.model_validate_json(mend_names(payload.decode(), "name"))
+
+    def _signed_as_usual(self, text: str) -> bytes | None:
+        """
+        What a ticket holds that is signed by HS256 and has a header as libraries write it; `None` for any other.
+
+        PyJWT, which then has the last word, takes four times as long: it looks at each character, and at key and
+        header anew for each ticket.
+        """
+        signed, _, signature = text.rpartition(".")
+        header, _, payload = signed.partition(".")
+        if self._hmac is None or header not in _USUAL_HEADERS or not text.isascii():
+            return None
+        mac = self._hmac.copy()
+        mac.update(signed.encode())
+        expected = urlsafe_b64encode(mac.digest()).rstrip(b"=")
+        if not hmac.compare_digest(expected, signature.encode()):
+            return None
+        padded = payload.translate(_STANDARD) + "=" * (-len(payload) % 4)
+        try:
+            return binascii.a2b_base64(padded, strict_mode=True)
+        except binascii.Error:
+            return None
 
     def _key_id(self, text: str) -> str | None:
         with self._saying_less(text):

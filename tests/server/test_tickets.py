@@ -61,6 +61,61 @@ def segment(value: object) -> str:
     return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
 
+def hashed(header: str, payload: str) -> str:
+    """A ticket of these two parts with the right signature."""
+    text = f"{header}.{payload}"
+    return f"{text}.{segment(hmac.digest(SECRET.encode(), text.encode(), 'sha256'))}"
+
+
+@pytest.mark.parametrize("header", [{"alg": "HS256", "typ": "JWT"}, {"typ": "JWT", "alg": "HS256"}, {"alg": "HS256"}])
+def test_what_is_signed_as_usual_is_taken_by_its_signature_alone(
+    tickets: Tickets, monkeypatch: pytest.MonkeyPatch, header: dict[str, str]
+) -> None:
+    monkeypatch.setattr(tickets, "_signatures", None)
+    text = hashed(segment(json.dumps(header, separators=(",", ":")).encode()), segment(CLAIMS))
+    assert tickets.verify(text).id == "1"
+
+
+USUAL = segment(b'{"alg":"HS256","typ":"JWT"}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        hashed(USUAL, segment(CLAIMS)),
+        hashed(USUAL, segment(CLAIMS | {"name": "\u00ff\u00fe?>~"})),
+        hashed(USUAL, segment(CLAIMS) + "="),
+        hashed(USUAL, segment(CLAIMS) + "=="),
+        hashed(USUAL, segment(CLAIMS) + "\u00fc"),
+        hashed(USUAL, segment(CLAIMS)[:-1] + "/"),
+        hashed(USUAL, segment(CLAIMS)[:-1] + "!"),
+        hashed(USUAL, segment(CLAIMS) + "."),
+        hashed(USUAL, "." + segment(CLAIMS)),
+        hashed(USUAL, ""),
+        hashed(USUAL, "A"),
+        hashed(USUAL, segment(CLAIMS)) + "=",
+        hashed(USUAL, segment(CLAIMS)) + "A",
+        hashed(USUAL, segment(CLAIMS))[:-1],
+        hashed(USUAL + "=", segment(CLAIMS)),
+        hashed(segment({"alg": "HS256", "kid": "1"}), segment(CLAIMS)),
+        hashed(segment({"alg": "HS384"}), segment(CLAIMS)),
+        hashed(segment({"alg": "HS256", "crit": ["exp"]}), segment(CLAIMS)),
+    ],
+)
+def test_the_short_way_lets_in_whom_the_long_way_lets_in(
+    tickets: Tickets, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def found() -> Ticket | str:
+        try:
+            return tickets.verify(text)
+        except InvalidTicket as error:
+            return str(error)
+
+    short = found()
+    monkeypatch.setattr(tickets, "_hmac", None)
+    assert short == found()
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_lets_in_whoever_the_controller_signed_for(algorithm: TicketAlgorithm) -> None:
     keys = pair(algorithm)
