@@ -70,6 +70,10 @@ class Event(Message):
     namespace: ClassVar[Namespace | ServerNamespace]
     message: str
 
+    def to_json(self) -> str:
+        """The payload as it is sent."""
+        return self.model_dump_json(exclude_none=True)
+
 
 def in_order(ids: Iterable[ParticipantId]) -> tuple[ParticipantId, ...]:
     """Ids as they leave: each once, sorted."""

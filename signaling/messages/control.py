@@ -1,5 +1,6 @@
 """Namespace `control`: joining, leaving, roles and raised hands, as the stand-alone server offers them."""
 
+from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, Strict
@@ -92,6 +93,11 @@ class ParticipantEntry(Message):
     id: Participant
     control: ControlData
 
+    @cached_property
+    def text(self) -> str:
+        """It as JSON: made once, for all who are told of them."""
+        return self.model_dump_json(exclude_none=True)
+
 
 class Creator(Message):
     """Who made a room, whom nobody knows here."""
@@ -157,6 +163,12 @@ class JoinSuccess(ControlEvent):
     room_info: RoomInfo
     tariff: Tariff = Tariff()
     chat: Chat = Chat()
+
+    def to_json(self) -> str:
+        """The payload as it is sent; whoever joins is told of everybody, who are encoded once for all who join."""
+        alone = self.model_copy(update={"participants": ()}).model_dump_json(exclude_none=True)
+        before, _, after = alone.partition('"participants":[]')  # in a text, there would be backslashes
+        return f'{before}"participants":[{",".join(entry.text for entry in self.participants)}]{after}'
 
 
 class Joined(ParticipantEntry, ControlEvent):

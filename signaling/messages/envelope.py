@@ -168,6 +168,6 @@ class Delivery:
             transaction = "" if self.transaction_id is None else f',"transaction_id":{json.dumps(self.transaction_id)}'
             self._text = (
                 f'{{"namespace":"{self.namespace}","timestamp":"{rfc3339(self.timestamp)}",'
-                f'"payload":{self.event.model_dump_json(exclude_none=True)}{transaction}}}'
+                f'"payload":{self.event.to_json()}{transaction}}}'
             )
         return self._text

@@ -275,3 +275,23 @@ def test_a_time_is_a_time(wrong: str) -> None:
     text = DATA_TEXT.replace('"2026-03-01T09:30:00.123Z"', wrong)
     with pytest.raises(ValidationError):
         parsed(control.ControlData, text)
+
+
+@pytest.mark.parametrize("name", ["Carol", '"participants":[]', ',"participants":[]', "\\", '\\"participants\\":[]'])
+@pytest.mark.parametrize("people", [0, 1, 3])
+def test_who_joins_is_told_as_if_everybody_were_encoded_anew(name: str, people: int) -> None:
+    told = control.JoinSuccess(
+        id=BOB,
+        display_name=name,
+        role="guest",
+        hand_is_up=False,
+        participants=tuple(
+            control.ParticipantEntry(id=ParticipantId(f"p{n}"), control=DATA.model_copy(update={"display_name": name}))
+            for n in range(people)
+        ),
+        room_info=control.RoomInfo(id=name),
+    )
+    expected = told.model_dump_json(exclude_none=True)
+    assert [told.to_json(), told.to_json()] == [expected] * 2  # the second with texts that are there
+    assert told.model_dump_json(exclude_none=True) == expected
+    assert control.JoinSuccess.model_validate(told.model_dump()) == told
