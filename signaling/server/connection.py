@@ -132,8 +132,7 @@ class Connection:
             self._receive_nonsense(error)
             return
         if frame.namespace is Namespace.ECHO:
-            pong = Delivery(_pong(frame.payload), self._module.timestamp(), frame.transaction_id)
-            self._outbox.put_first(self._socket, self._stamped(pong))
+            self._answer(_pong(frame.payload), frame.transaction_id)
         elif self._allowance.left < 1:
             self._refuse(frame, self._allowance.one_after_s)
             self._lose_patience()
@@ -260,7 +259,8 @@ class Connection:
             self._held_back.append(delivery)
 
     def _answer(self, event: Event, transaction_id: TransactionId | None = None) -> None:
-        self._send(Delivery(event, self._module.timestamp(), transaction_id))
+        delivery = Delivery(event, self._module.timestamp(), transaction_id)
+        self._outbox.put_first(self._socket, self._stamped(delivery))
 
     def _send(self, delivery: Delivery) -> None:
         self._outbox.put(self._socket, self._stamped(delivery))

@@ -127,6 +127,37 @@ async def test_an_answer_is_not_to_wait_while_the_event_loop_takes_long(
         assert [(await take(bob))["transaction_id"] for _ in range(3)] == [1, 2, 3]
 
 
+async def test_after_a_long_flush_events_wait_and_answers_do_not(door: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with door.dial(bearer=door.ticket()) as bob:
+        await ask(bob, PING)
+        (socket,) = door.server._websocket._open
+        box = door.server._websocket._outbox
+        frames = Frames(monkeypatch)
+        monkeypatch.setattr(box, "_rests_until", asyncio.get_running_loop().time() + 3_600)
+        event = MicrophoneRestrictionsDisabled()
+        box.put(socket, Delivery(event, 1))
+        assert (await ask(bob, PING))["payload"]["message"] == "microphone_restrictions_disabled"
+        assert (await take(bob))["payload"]["message"] == "pong"
+        box.put(socket, Delivery(event, 2))
+        box.put(socket, Delivery(event, 3))
+        assert frames.of("microphone_restrictions_disabled") == [None]
+        box.put(socket, Delivery(event, 4, 4))
+        assert frames.of("microphone_restrictions_disabled") == [None, None, None, 4]
+        assert [(await take(bob)).get("transaction_id") for _ in range(3)] == [None, None, 4]
+
+
+async def test_what_waits_for_a_rest_goes_out_after_it(door: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_PACED_S", -1)  # any flush takes longer
+    async with door.dial(bearer=door.ticket()) as bob:
+        await ask(bob, PING)
+        (socket,) = door.server._websocket._open
+        box = door.server._websocket._outbox
+        for number in range(3):
+            box.put(socket, Delivery(MicrophoneRestrictionsDisabled(), number))
+            assert (await take(bob))["payload"]["message"] == "microphone_restrictions_disabled"
+            assert box._rests_until > 0
+
+
 async def test_what_cannot_be_encoded_keeps_nothing_from_others(door: Hosted) -> None:
     class Unspeakable(MicrophoneRestrictionsDisabled):
         def model_dump_json(self, **_options: object) -> str:
