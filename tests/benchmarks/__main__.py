@@ -22,6 +22,7 @@ from tests.benchmarks.report import as_json, as_markdown, growth_table, table
 
 BENCHMARKS: Final[Mapping[str, Callable[[Options], AsyncIterator[Row]]]] = {
     "mute": livekit_rows.mute,
+    "one": livekit_rows.one,
     "restriction": livekit_rows.restriction,
     "cheats": cheat_rows.cheats,
     "repair": repair_rows.repair,

@@ -37,6 +37,7 @@ _UNMUTED_AT_ONCE: Final = 100
 """LiveKit keeps 200 messages for each connection, and closes those for which it has more."""
 _UNRESTRICTED: Final = (models.CAMERA, models.MICROPHONE, models.SCREEN_SHARE, models.SCREEN_SHARE_AUDIO)
 _RESTRICTED: Final = (models.CAMERA, models.SCREEN_SHARE, models.SCREEN_SHARE_AUDIO)
+_WITHOUT_SCREEN: Final = (models.CAMERA, models.MICROPHONE)
 _PUBLISH: Final[dict[Microphone, list[Publication | str]]] = {
     "live": ["microphone"],
     "muted": [{"source": "microphone", "muted": True}],
@@ -195,6 +196,38 @@ class FullRoom:
         assert sample["told"] == len(self.live), sample
         await self._unmute(began_at)
         return sample
+
+    async def mute_one(self) -> dict[str, float]:
+        """The module's mute of the only one who is live."""
+        began_at = time.monotonic()
+        (member,) = self.live
+        sample = await self._command("force_muted", "force_mute", participants=[member.identity])
+        await self._unmute(began_at)
+        return sample
+
+    async def grant(self) -> dict[str, list[float]]:
+        """The module takes the screen from one, and gives it back."""
+        took_ms = []
+        for action in ("revoke_screen_share_permission", "grant_screen_share_permission"):
+            sample = await self._command("screen_share_permissions_updated", action, participants=[self._one])
+            took_ms.append(sample["event"])
+            await self._until_quiet()
+        return {"event": took_ms}
+
+    async def grant_bare(self) -> dict[str, list[float]]:
+        """List, then change one; twice."""
+        took_ms = []
+        for sources in (_WITHOUT_SCREEN, _UNRESTRICTED):
+            began_at, calls = time.monotonic(), self._bare.calls
+            (info,) = [info for info in await self._bare.listed() if info.identity == self._one]
+            await self._bare.allow(info, sources)
+            took_ms.append(self._done(began_at, calls)["event"])
+            await self._until_quiet()
+        return {"event": took_ms}
+
+    @property
+    def _one(self) -> str:
+        return next(member.identity for member in self.everybody if member not in self.live)
 
     async def mute_bare(self) -> dict[str, float]:
         """List, then mute what is live."""

@@ -48,6 +48,28 @@ async def mute(options: Options) -> AsyncIterator[Row]:
             )
 
 
+async def one(options: Options) -> AsyncIterator[Row]:
+    """What concerns one person of a small room: a mute, and the right to share their screen, given and taken."""
+    n = min(options.rooms)
+    async with full_room(n, live=1) as room:
+        muting: dict[str, Variant] = {"module": room.mute_one, "bare": room.mute_bare}
+        muted = await in_turns(muting, _rounds(options, n) * 2)
+        granting: dict[str, Variant] = {"module": room.grant, "bare": room.grant_bare}
+        granted = await in_turns(granting, _rounds(options, n) * 2)
+    for what, taken, calls in (("mute", muted, "mute"), ("grant or revoke", granted, "change")):
+        yield Row(
+            benchmark="one",
+            what=f"last acknowledgement of a {what}",
+            where="one person",
+            n=n,
+            unit="ms",
+            measured=taken["module"]["event"],
+            baseline=taken["bare"]["event"],
+            baseline_is=f"the library's list and {calls}",
+            goal=Goal(1.25),
+        )
+
+
 async def restriction(options: Options) -> AsyncIterator[Row]:
     """Restrictions of everybody's microphone."""
     for where, share in (("idle", 0), ("a tenth live", 0.1), ("all live", 1)):

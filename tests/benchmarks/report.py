@@ -22,12 +22,12 @@ A ratio compares two medians of the same run: what is measured and its baseline 
 with another of them, and a first round does not count. Goals that are no ratio are of the median, or of the p95 where
 they say so.
 
-- *mute*, *restriction*: a real `livekit-server` with n real participants, who are in a process of their own; live are
-  those with a running microphone. The module is embedded in the measuring process, and the moderator only signals. The
-  baselines call the library (`livekit-api`) from there too, with a token signed once. The usual algorithm of a mute
-  gets each participant in turn and mutes each of their microphones; that of a restriction lists, and rewrites every
-  permission. Withdrawn and settled mean answered by LiveKit; *was told* is by the publisher's own clock. Cut off are
-  connections that LiveKit closed, by its own counter, while restricting and lifting; of all other figures, runs in
+- *mute*, *one*, *restriction*: a real `livekit-server` with n real participants, who are in a process of their own;
+  live are those with a running microphone. The module is embedded in the measuring process, and the moderator only
+  signals. The baselines call the library (`livekit-api`) from there too, with a token signed once. The usual algorithm
+  of a mute gets each participant in turn and mutes each of their microphones; that of a restriction lists, and rewrites
+  every permission. Withdrawn and settled mean answered by LiveKit; *was told* is by the publisher's own clock. Cut off
+  are connections that LiveKit closed, by its own counter, while restricting and lifting; of all other figures, runs in
   which that happened count only if it happened in all. Each run begins when LiveKit has nothing more to tell anybody.
 - *cheats*: a restricted meeting on a real `livekit-server`, with the module embedded in the measuring process. Eleven
   people, each a client that cheats with real sound, do what the row says with a token of before the restriction; a
@@ -47,14 +47,15 @@ they say so.
   done. *Joining LiveKit*: a room of people who have joined the signaling of `livekit-moderation serve`, 8 at a time,
   reported to it or not. On two cores, which LiveKit and the clients share, the joins a second are theirs and move
   with whatever else runs; what webhooks cost is told by the CPU of each join.
-- *command*: from a frame's text to the last event's text, less the same two calls made bare right before or after, on
-  a RoomService without latency in the same process; logs are written as `serve` writes them.
+- *command*: the CPU of the measuring process, by its own clock, from a frame's text until all is done that follows from
+  it, less that of the same two calls made bare right before or after, on a RoomService without latency in another
+  process; the meetings of all sizes are there at once, and logs are written as `serve` writes them.
 - *echo*, *token*, *broadcast*, *joins*, *memory*: `livekit-moderation serve` in a process of its own, with a store in
   memory and a real `livekit-server`, against a bare `websockets` server in another. Neither compresses; both have the
   same clients, in the measuring process, which thus share the machine with the server. Joins are 20 at a time and end
-  with `join_success`; the baseline is connecting and one echo. Memory is what the server's process has resident, above
-  what it had before; Python keeps most of it for the next meeting, and *more after one meeting more* is what the third
-  adds.
+  with `join_success`; the baseline is connecting and one echo; with SQLite it is the same server with a store in
+  memory. Memory is what the server's process has resident, above what it had before; Python keeps most of it for the
+  next meeting, and *more after one meeting more* is what the third adds.
 - *crowd*: pings of 20 people, ten times as often as clients send them, to `livekit-moderation serve` while a process of
   others, which gives way to the server's, is there: so many connections that say nothing, and are there again when
   they are ended; so many handshakes in flight, none with a ticket; guests who send frames of 1 MiB as fast as they are

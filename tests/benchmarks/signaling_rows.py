@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from signaling import ModerationModule, Participant, Role, Settings
 from signaling.identifiers import ParticipantId, RoomId
 from signaling.messages.envelope import Delivery, parse_frame
-from signaling.testing.fake_room_service import FakeRoomService
+from tests.benchmarks.fake_process import FakeProcess, fake_process
 from tests.benchmarks.hosts import (
     LIMIT_S,
     Host,
@@ -30,7 +30,6 @@ from tests.benchmarks.hosts import (
 )
 from tests.benchmarks.measure import Goal, Options, Row, Sample, Variant, in_turns
 
-_ROOM: Final = RoomId("meeting")
 _PAIRS: Final = 10
 _TRIPS: Final = 100
 _OFTEN: Final = 5
@@ -50,6 +49,7 @@ _TO_ALL: Final = {
     for word in _HANDS
 }
 _TELLS: Final = 5
+_FEW: Final = 50
 _MANY: Final = 100
 _LARGE: Final = 300
 _ROOMS: Final = 20
@@ -59,30 +59,43 @@ _ROOMS: Final = 20
 
 
 async def command(options: Options) -> AsyncIterator[Row]:
-    """From a frame's text to the last event's text, less what the same calls cost without us."""
+    """A process's CPU from a frame's text until all is done, less what the same calls cost without us."""
     with tempfile.TemporaryDirectory() as directory:
         stores = {"memory": "memory:", "SQLite": f"sqlite:///{Path(directory) / 'meetings.sqlite'}"}
         for name, url in stores.items():
+            async with _one_live(url, options.connections) as variants:
+                taken = await in_turns(variants, options.repeat * _OFTEN)
+            fewest, most = min(options.connections), max(options.connections)
             for n in options.connections:
-                async with _one_live(url, n) as variant:
-                    taken = await in_turns({"pairs": variant}, options.repeat * _OFTEN)
                 yield Row(
                     benchmark="command",
-                    what="force_mute of one, own cost",
+                    what="own CPU of a force_mute of one",
                     where=f"{name} store",
                     n=n,
                     unit="ms",
-                    measured=taken["pairs"]["own"],
-                    baseline=taken["pairs"]["bare"],
-                    baseline_is="the library's list and mute alone",
-                    goal=Goal(0.5, "measured") if name == "memory" and n == min(options.connections) else None,
+                    measured=taken[str(n)]["own"],
+                    baseline=taken[str(n)]["bare"],
+                    baseline_is="CPU of the library's list and mute alone",
+                    goal=Goal(0.35, "measured") if n == fewest else None,
+                )
+            if most > fewest:
+                yield Row(
+                    benchmark="command",
+                    what="own CPU of the same in a large meeting",
+                    where=f"{name} store",
+                    n=most,
+                    unit="ms",
+                    measured=taken[str(most)]["own"],
+                    baseline=taken[str(fewest)]["own"],
+                    baseline_is=f"the same in a meeting of {fewest}",
+                    goal=Goal(1.5),
                 )
 
 
 @asynccontextmanager
-async def _one_live(store_url: str, n: int) -> AsyncIterator[Variant]:
-    """So many in a meeting on the fake, one of them with a live microphone, who is muted in both ways in turn."""
-    async with FakeRoomService() as fake, aiohttp.ClientSession() as http:
+async def _one_live(store_url: str, sizes: Sequence[int]) -> AsyncIterator[dict[str, Variant]]:
+    """Meetings of these sizes on the fake; one in each has a live microphone, and is muted in both ways in turn."""
+    async with fake_process() as fake, aiohttp.ClientSession() as http:
         settings = Settings(
             livekit_url=fake.url,
             livekit_api_key=fake.api_key,
@@ -90,58 +103,64 @@ async def _one_live(store_url: str, n: int) -> AsyncIterator[Variant]:
             moderation_store_url=store_url,
             moderation_sweep_s=3_600,
         )
-        token = AccessToken(fake.api_key, fake.api_secret).with_grants(VideoGrants(room_admin=True, room=_ROOM))
-        bare = LiveKitAPI.with_token(token.to_jwt(), fake.url, session=http, failover=False).room
-        told: list[str] = []
-
-        def deliver(delivery: Delivery) -> None:
-            told.append(delivery.text)
-
         async with ModerationModule(settings) as module:
-            moderator = await module.join(_ROOM, Participant(ParticipantId("m"), role=Role.MODERATOR), deliver=deliver)
-            for number in range(n):
-                who = ParticipantId(f"p{number}")
-                session = await module.join(_ROOM, Participant(who, role=Role.USER), deliver=deliver)
-                assert session.join_data is not None
-                fake.join(_ROOM, who, token=str(session.join_data["token"]))
-            track = fake.publish(_ROOM, "p0", "microphone")
-            frame = '{"namespace":"livekit","payload":{"action":"force_mute","participants":["p0"]},"transaction_id":1}'
+            rooms = {n: RoomId(f"meeting-of-{n}") for n in sizes}
+            yield {str(n): await _muting(module, fake, http, room, n) for n, room in rooms.items()}
+            for room in rooms.values():
+                await module.close_room(room)
 
-            async def ours() -> float:
-                told.clear()
-                began_at = time.perf_counter()
-                parsed = parse_frame(frame)
-                await moderator.receive(parsed.namespace.value, parsed.payload, parsed.transaction_id)
-                took_ms = ms_since(began_at)
-                assert "force_muted" in told[0], told
-                fake.unmute(_ROOM, "p0", track)
-                return took_ms
 
-            async def theirs() -> float:
-                began_at = time.perf_counter()
-                listed = await bare.list_participants(protocol.ListParticipantsRequest(room=_ROOM))
-                (sid,) = [track.sid for info in listed.participants for track in info.tracks if not track.muted]
-                await bare.mute_published_track(
-                    protocol.MuteRoomTrackRequest(room=_ROOM, identity="p0", track_sid=sid, muted=True)
-                )
-                took_ms = ms_since(began_at)
-                fake.unmute(_ROOM, "p0", track)
-                return took_ms
+async def _muting(
+    module: ModerationModule, fake: FakeProcess, http: aiohttp.ClientSession, room: RoomId, n: int
+) -> Variant:
+    token = AccessToken(fake.api_key, fake.api_secret).with_grants(VideoGrants(room_admin=True, room=room))
+    bare = LiveKitAPI.with_token(token.to_jwt(), fake.url, session=http, failover=False).room
+    told: list[str] = []
 
-            async def pairs() -> Sample:
-                own, alone = [], []
-                for turn in range(_PAIRS):
-                    if turn % 2:
-                        took, bare_took = await ours(), await theirs()
-                    else:
-                        bare_took, took = await theirs(), await ours()
-                    own.append(took - bare_took)
-                    alone.append(bare_took)
-                fake.calls.clear()
-                return {"own": own, "bare": alone}
+    def deliver(delivery: Delivery) -> None:
+        told.append(delivery.text)
 
-            yield pairs
-            await module.close_room(_ROOM)
+    moderator = await module.join(room, Participant(ParticipantId("m"), role=Role.MODERATOR), deliver=deliver)
+    for number in range(n):
+        who = ParticipantId(f"p{number}")
+        session = await module.join(room, Participant(who, role=Role.USER), deliver=deliver)
+        assert session.join_data is not None
+        await fake.join(room, who, str(session.join_data["token"]))
+    track = await fake.publish(room, "p0", "microphone")
+    frame = '{"namespace":"livekit","payload":{"action":"force_mute","participants":["p0"]},"transaction_id":1}'
+
+    async def ours() -> None:
+        told.clear()
+        parsed = parse_frame(frame)
+        await moderator.receive(parsed.namespace.value, parsed.payload, parsed.transaction_id)
+        assert "force_muted" in told[0], told
+
+    async def theirs() -> None:
+        listed = await bare.list_participants(protocol.ListParticipantsRequest(room=room))
+        (sid,) = [track.sid for info in listed.participants for track in info.tracks if not track.muted]
+        await bare.mute_published_track(
+            protocol.MuteRoomTrackRequest(room=room, identity="p0", track_sid=sid, muted=True)
+        )
+
+    async def cost_of(muting: Callable[[], Awaitable[None]]) -> float:
+        """With the unmuting, which is the same for both, and during which what is left to do is done."""
+        began_at = time.process_time()
+        await muting()
+        await fake.unmute(room, "p0", track)
+        return (time.process_time() - began_at) * 1e3
+
+    async def pairs() -> Sample:
+        own, alone = [], []
+        for turn in range(_PAIRS):
+            if turn % 2:
+                took, bare_took = await cost_of(ours), await cost_of(theirs)
+            else:
+                bare_took, took = await cost_of(theirs), await cost_of(ours)
+            own.append(took - bare_took)
+            alone.append(bare_took)
+        return {"own": own, "bare": alone}
+
+    return pairs
 
 
 # --- Round trips --------------------------------------------------------------------------------------------------
@@ -149,18 +168,19 @@ async def _one_live(store_url: str, n: int) -> AsyncIterator[Variant]:
 
 async def echo(options: Options) -> AsyncIterator[Row]:
     """A ping and its pong."""
-    async for row in _round_trips(options, "echo", _PING, _PING, "an echo of `websockets`"):
+    async for row in _round_trips(options, "echo", _PING, _PING, "an echo of `websockets`", Goal(1.2)):
         yield row
 
 
 async def token(options: Options) -> AsyncIterator[Row]:
     """A new access token."""
-    async for row in _round_trips(options, "token", _TOKEN, "token", "an echo of `websockets` that signs a token"):
+    against = "an echo of `websockets` that signs a token"
+    async for row in _round_trips(options, "token", _TOKEN, "token", against, Goal(1.5)):
         yield row
 
 
 async def _round_trips(
-    options: Options, name: str, frame: str, bare_frame: str, baseline_is: str
+    options: Options, name: str, frame: str, bare_frame: str, baseline_is: str, goal: Goal
 ) -> AsyncIterator[Row]:
     async with moderation_host() as ours, bare_host() as theirs:
         for at_once in _AT_ONCE:
@@ -179,7 +199,7 @@ async def _round_trips(
                 measured=taken["server"]["trip"],
                 baseline=taken["bare"]["trip"],
                 baseline_is=baseline_is,
-                goal=Goal(1.5),
+                goal=goal,
             )
 
 
@@ -257,22 +277,46 @@ def _telling(listeners: Sequence[Listener], frames: Mapping[bytes, str]) -> Vari
 
 async def joins(options: Options) -> AsyncIterator[Row]:
     """Joins a second, 20 in flight."""
-    async with moderation_host() as ours, bare_host() as theirs:
-        for where, rooms, goal in (("one room", 1, 500), (f"{_ROOMS} rooms", _ROOMS, 900)):
-            for n in [n for n in options.connections if n >= _MANY] or [max(options.connections)]:
-                variants = {"server": _joining(ours, rooms, n), "bare": _joining(theirs, rooms, n)}
-                taken = await in_turns(variants, options.repeat)
-                yield Row(
-                    benchmark="joins",
-                    what="joins a second",
-                    where=where,
-                    n=n,
-                    unit="/s",
-                    measured=taken["server"]["rate"],
-                    baseline=taken["bare"]["rate"],
-                    baseline_is="connections to `websockets` and one echo",
-                    goal=Goal(goal, "measured", at_least=True),
-                )
+    with tempfile.TemporaryDirectory() as directory:
+        sqlite = f"sqlite:///{Path(directory) / 'meetings.sqlite'}"
+        async with (
+            moderation_host() as ours,
+            moderation_host(MODERATION_STORE_URL=sqlite) as keeping,
+            bare_host() as theirs,
+        ):
+            for where, rooms in (("one room", 1), (f"{_ROOMS} rooms", _ROOMS)):
+                for n in [n for n in options.connections if n >= _MANY] or [max(options.connections)]:
+                    variants = {
+                        "server": _joining(ours, rooms, n),
+                        "SQLite": _joining(keeping, rooms, n),
+                        "bare": _joining(theirs, rooms, n),
+                    }
+                    rates = {name: each["rate"] for name, each in (await in_turns(variants, options.repeat)).items()}
+                    connecting = "connections to `websockets` and one echo"
+                    yield _joins_row("joins a second", where, n, rates["server"], rates["bare"], connecting, 0.6)
+                    memory = "the same with a store in memory"
+                    yield _joins_row("joins a second, SQLite", where, n, rates["SQLite"], rates["server"], memory, 0.9)
+            if (n := max(options.connections)) > _FEW:
+                variants = {"large": _joining(ours, 1, n), "small": _joining(ours, 1, _FEW)}
+                taken = await in_turns(variants, options.repeat * _OFTEN)
+                large, small = taken["large"]["rate"], taken["small"]["rate"]
+                yield _joins_row("joins a second, compared", "one room", n, large, small, f"a room of {_FEW}", 0.5)
+
+
+def _joins_row(
+    what: str, where: str, n: int, measured: Sequence[float], baseline: Sequence[float], baseline_is: str, goal: float
+) -> Row:
+    return Row(
+        benchmark="joins",
+        what=what,
+        where=where,
+        n=n,
+        unit="/s",
+        measured=measured,
+        baseline=baseline,
+        baseline_is=baseline_is,
+        goal=Goal(goal, at_least=True),
+    )
 
 
 def _joining(host: Host, rooms: int, n: int) -> Variant:
