@@ -129,6 +129,12 @@ def test_what_is_blocked_by_name_is_gone_for_moderators_too(source: Source, rema
         assert publishable(CAROL, blocked(MEETING, who, source)) == ALL
 
 
+def test_one_block_of_somebody_leaves_the_others_as_they_are() -> None:
+    assert publishable(BOB, blocked(blocked(MEETING, BOB, CAMERA), BOB, MICROPHONE)) == tuple(
+        source for source in WITHOUT_MICROPHONE if source is not CAMERA
+    )
+
+
 def test_a_block_by_name_precedes_a_list() -> None:
     assert publishable(CAROL, blocked(RESTRICTED, CAROL, MICROPHONE)) == WITHOUT_MICROPHONE
 
