@@ -1,8 +1,7 @@
 """The logs of meetings in the tables of a SQLite file: entries, and snapshots that took the place of older ones."""
 
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,8 +19,11 @@ TABLES: Final = (
     "CREATE UNIQUE INDEX entries_by_revision ON entries (room, revision)",
 )
 """Of each meeting its newest revision and how much is kept of it, the newest snapshot if any, and what followed."""
+_TABLES_OF_LOGS: Final = ("meetings", "snapshots", "entries")
 LEAST_BYTES: Final = 64 * 1024
 """What the entries of a meeting may weigh, however small its snapshot is."""
+
+_Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class PutAside:
     """A meeting that cannot be read: what is wrong with it, and its rows by their table, as they were found."""
 
     reason: str
-    rows: tuple[tuple[str, tuple[Any, ...]], ...]
+    rows: tuple[tuple[str, _Row], ...]
 
 
 def append_entry(
@@ -91,12 +93,12 @@ def entries_after(room: RoomId, after: int, database: sqlite3.Connection) -> tup
         StoreError: An entry cannot be read; the message names the meeting.
     """
     head = database.execute("SELECT revision FROM meetings WHERE room = ?", (room,)).fetchone()
-    if head is None or not 0 <= after <= head[0]:
+    if head is None:
         return None
     rows = database.execute(
         "SELECT revision, entry FROM entries WHERE room = ? AND revision > ? ORDER BY revision", (room, after)
     ).fetchall()
-    if len(rows) != head[0] - after:
+    if len(rows) != head[0] - after:  # also when it is none that there has been
         return None
     try:
         return tuple(_entry(room, revision, data) for revision, data in rows)
@@ -106,18 +108,19 @@ def entries_after(room: RoomId, after: int, database: sqlite3.Connection) -> tup
 
 def read_meetings(database: sqlite3.Connection) -> tuple[dict[RoomId, Record], dict[RoomId, PutAside]]:
     """Every meeting as its log says, and those of which it says nothing."""
-    rows: defaultdict[RoomId, list[tuple[str, tuple[Any, ...]]]] = defaultdict(list)
-    for table, order in (("meetings", "room"), ("snapshots", "room"), ("entries", "room, revision")):
-        for row in database.execute(f"SELECT * FROM {table} ORDER BY {order}"):  # noqa: S608 - of three
-            rows[RoomId(row[0])].append((table, row))
     records, aside = {}, {}
-    for room, found in rows.items():
-        by_table = {table: [row for name, row in found if name == table] for table in ("meetings", "snapshots")}
-        entries = [(revision, data) for table, (_, revision, *rest) in found if table == "entries" for data in rest]
+    anywhere = " UNION ".join(f"SELECT room FROM {table}" for table in _TABLES_OF_LOGS)  # noqa: S608 - of three
+    for (room,) in database.execute(anywhere).fetchall():
+        heads, snapshots, entries = (
+            database.execute(f"SELECT * FROM {table} WHERE room = ? ORDER BY revision", (room,)).fetchall()  # noqa: S608
+            for table in _TABLES_OF_LOGS
+        )
         try:
-            records[room] = _replay(room, by_table["meetings"], by_table["snapshots"], entries)
+            records[RoomId(room)] = _replay(room, heads, snapshots, entries)
         except StoreError as error:
-            aside[room] = PutAside(f"meeting {room}: {error}", tuple(found))
+            found = zip(_TABLES_OF_LOGS, (heads, snapshots, entries), strict=True)
+            rows = tuple((table, row) for table, rows in found for row in rows)
+            aside[RoomId(room)] = PutAside(f"meeting {room}: {error}", rows)
     return records, aside
 
 
@@ -128,12 +131,7 @@ def write_rows(found: PutAside, database: sqlite3.Connection) -> None:
         database.execute(f"INSERT INTO {table} VALUES ({places})", row)  # noqa: S608 - as it was read
 
 
-def _replay(
-    room: RoomId,
-    heads: Sequence[tuple[Any, ...]],
-    snapshots: Sequence[tuple[Any, ...]],
-    entries: Iterable[tuple[int, bytes]],
-) -> Record:
+def _replay(room: RoomId, heads: Sequence[_Row], snapshots: Sequence[_Row], entries: Sequence[_Row]) -> Record:
     """
     The record of a meeting, by its log.
 
@@ -145,7 +143,7 @@ def _replay(
     record = Record(0, MeetingState(room))
     for _, revision, data in snapshots:
         record = _snapshot(room, revision, data)
-    for revision, data in entries:
+    for _, revision, data in entries:
         if revision <= record.revision:
             raise StoreError(f"the snapshot of revision {record.revision} does not match: entry {revision} is kept too")
         if revision != record.revision + 1:

@@ -4,13 +4,14 @@ import itertools
 import json
 import timeit
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticSerializationError
 
+from signaling.core.announcements import Announcement, Everyone, Only
 from signaling.core.applying import apply
 from signaling.core.changes import Banned, Change, Ended, Granted, PresenterSet, Revoked
 from signaling.core.commands import (
@@ -38,12 +39,16 @@ from signaling.errors import StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, TrackSid
 from signaling.messages import control, livekit, moderation
 from signaling.messages.moderation import Outcome
-from signaling.stores.contract import AuditEntry, Record
+from signaling.stores.contract import AuditEntry, Entry, Origin, Record, Staged, Unstaged
 from signaling.stores.serialization import (
+    _events,
     _kept_dataclass,
+    _message,
     dump_audit_entry,
+    dump_entry,
     dump_record,
     load_audit_entry,
+    load_entry,
     load_record,
 )
 from tests.core.meetings import ALICE, AT, BOARD, BOB, CAROL, DAVE, MAIN, MEETING, conclude, present, somebody
@@ -168,6 +173,68 @@ def test_every_command_is_among_them() -> None:
 @given(state=MEETINGS)
 def test_every_meeting_that_there_can_be_comes_back(state: MeetingState) -> None:
     assert load_record(dump_record(Record(1, state))) == Record(1, state)
+
+
+def test_an_entry_is_kept_with_what_it_told() -> None:
+    told = Announcement(Only(frozenset({BOB})), moderation.Muted(moderator=ALICE, sources=("microphone",)))
+    entry = Entry(
+        BOARD, 7, 5.0, GRANTED.changes, staging=Unstaged(), announcements=(told,), origin=Origin("s", 2**64 - 1)
+    )
+    data = json.loads(dump_entry(entry))
+    assert load_entry(dump_entry(entry)) == entry
+    assert data["format"] == 1
+    assert data["changes"] == [{"change": "granted", "participants": ["bob"], "source": "screen_share"}]
+    assert data["staging"] == {"staging": "unstaged"}
+    assert data["announcements"] == [
+        {
+            "audience": {"audience": "only", "participants": ["bob"]},
+            "event": {
+                "event": "livekit_moderation/muted",
+                "payload": {"message": "muted", "moderator": "alice", "sources": ["microphone"]},
+            },
+            "cause": None,
+        }
+    ]
+    assert data["origin"] == {"session": "s", "transaction_id": 2**64 - 1}
+
+
+@pytest.mark.parametrize("transaction_id", [None, 7, "7", "seven"])
+def test_a_transaction_id_stays_a_number_or_a_string(transaction_id: int | str | None) -> None:
+    entry = Entry(BOARD, 1, 5.0, origin=Origin("s", transaction_id))
+    assert load_entry(dump_entry(entry)).origin == entry.origin
+
+
+def test_every_event_has_a_name_of_its_own() -> None:
+    names = [(event.namespace, _message(event)) for event in _events()]
+    assert len(set(names)) == len(names) > 25
+
+
+def test_a_class_that_is_no_event_of_the_protocol_is_not_kept() -> None:
+    class Waved(control.ControlEvent):
+        message: Literal["hand_waved"] = "hand_waved"
+
+    with pytest.raises(PydanticSerializationError):
+        dump_entry(Entry(BOARD, 1, 5.0, announcements=(Announcement(Everyone(), Waved()),)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        (b"control/hand_raised", b"control/hand_waved", "announcements.0.event"),
+        (b'"audience":"only"', b'"audience":"nobody"', "announcements.0.audience"),
+        (b'"change":"granted"', b'"change":"promised"', "changes.0"),
+        (b'"staging":"staged"', b'"staging":"planned"', "staging"),
+        (b'"revision":7', b'"revision":"7 of Bob Secret"', "revision"),
+    ],
+)
+def test_what_an_entry_says_that_nobody_knows_is_refused_by_its_place(old: bytes, new: bytes, where: str) -> None:
+    told = Announcement(Only(frozenset({BOB})), control.HandRaised())
+    data = dump_entry(Entry(BOARD, 7, 5.0, GRANTED.changes, staging=Staged(GRANTED), announcements=(told,)))
+    assert old in data
+    with pytest.raises(StoreError, match=f"^no Entry of ours: {where}") as error:
+        load_entry(data.replace(old, new))
+    assert "Secret" not in str(error.value)
+    assert error.value.__cause__ is error.value.__context__ is None
 
 
 def test_what_is_not_of_its_type_is_not_kept() -> None:
