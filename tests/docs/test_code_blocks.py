@@ -29,6 +29,10 @@ from tests.test_schemas import SCHEMAS, objections
 BLOCKS = blocks()
 SAMPLES = {
     ("README.md", "In the meeting after 1.7 s"): "times differ; tests/cli/test_demo.py sees each line of it come true",
+    (
+        "docs/design.md",
+        "frame ─► server/connection.py ─► session.py ─► answers.py ─► meeting/turn.py, when it is the command's turn",
+    ): ("a picture; tests/docs/test_design.py goes along it"),
 }
 """Output that cannot be compared, by page and first line, and why; what follows a program is compared."""
 BY_SPHINX = {"{toctree}", "{eval-rst}"}
