@@ -1,6 +1,7 @@
 """Who is told what of a decision that was carried out."""
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from signaling.core.changes import (
@@ -94,7 +95,9 @@ def rights_announcements(before: MeetingState, after: MeetingState, decision: De
     if _rules(before) == _rules(after):
         return
     changed: dict[tuple[Source, ...], set[ParticipantId]] = {}
-    for participant in after.members.keys() & before.members.keys():
+    for participant in _perhaps_changed(before, after):
+        if participant not in before.members or participant not in after.members:
+            continue
         allowed = publishable(participant, after)
         if allowed != publishable(participant, before):
             changed.setdefault(allowed, set()).add(participant)
@@ -111,6 +114,28 @@ def rights_announcements(before: MeetingState, after: MeetingState, decision: De
 def _rules(state: MeetingState) -> tuple[object, ...]:
     """All that decides on the rights of people who stay."""
     return state.roles, state.restricted, state.listed, state.blocks, state.holds, state.presenter, state.bans
+
+
+def _perhaps_changed(before: MeetingState, after: MeetingState) -> AbstractSet[ParticipantId]:
+    """Whom a difference names, or everybody if there is one that names nobody: to ask about each person is slow."""
+    if before.restricted != after.restricted or before.presenter != after.presenter:
+        return after.members.keys()
+    named = set(before.bans ^ after.bans)
+    named |= _differing(before.roles, after.roles)
+    named |= _differing(before.holds, after.holds)
+    named |= _differing(before.members, after.members)
+    named.update(block.participant for block in before.blocks ^ after.blocks)
+    for source in after.restricted:
+        named |= before.listed.get(source, frozenset()) ^ after.listed.get(source, frozenset())
+    return named
+
+
+def _differing(
+    before: Mapping[ParticipantId, object], after: Mapping[ParticipantId, object]
+) -> AbstractSet[ParticipantId]:
+    if before is after:
+        return frozenset()
+    return {who for who in before.keys() | after.keys() if before.get(who) != after.get(who)}
 
 
 def _cause_of(decision: Decision) -> moderation.RightsCause:

@@ -51,7 +51,7 @@ from signaling.core.state import (
     came_into_both,
 )
 from signaling.core.steps import drop_requests, forget_questions, restrict, without
-from signaling.core.undo import put_all_back, with_undoable
+from signaling.core.undo import put_all_back, undoable_after
 from signaling.identifiers import BreakoutId, CommandId, ParticipantId, livekit_room
 
 
@@ -67,7 +67,7 @@ def apply(state: MeetingState, changes: Iterable[Change], *, command_id: Command
         after = _apply(after, change)
     if after == state:
         return state
-    return replace(with_undoable(state, after, command_id), version=state.version + 1)
+    return replace(after, undoable=undoable_after(state, after, command_id), version=state.version + 1)
 
 
 def _apply(state: MeetingState, change: Change) -> MeetingState:

@@ -239,7 +239,7 @@ class MeetingState:
 
     def is_moderator(self, participant: ParticipantId) -> bool:
         """Whether they may command now."""
-        return participant in self.members and self.role_of(participant) is Role.MODERATOR
+        return self.role_of(participant) is Role.MODERATOR
 
     def is_banned(self, participant: ParticipantId) -> bool:
         """Whether they may not come in; who was in LiveKit alone may have been banned by another form of their id."""
@@ -252,7 +252,12 @@ class MeetingState:
 
     def moderators(self) -> Iterator[ParticipantId]:
         """Everybody who may command now."""
-        return (participant for participant in self.members if self.role_of(participant) is Role.MODERATOR)
+        # Of many, most are let in as somebody else, and were given no role: that is seen without asking for it.
+        return (
+            who
+            for who, member in self.members.items()
+            if (member.role is Role.MODERATOR or who in self.roles) and self.role_of(who) is Role.MODERATOR
+        )
 
     def room_of(self, participant: ParticipantId) -> LiveKitRoom | None:
         """The LiveKit room where they belong; `None` for somebody who is not here."""

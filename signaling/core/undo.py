@@ -1,6 +1,6 @@
 """What the newest commands changed, and putting it back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, assert_never
 
@@ -23,15 +23,17 @@ UNDOABLE_SETTINGS: Final = 2_000
 """How much of what the newest commands changed is kept, besides what the very newest one did."""
 
 
-def with_undoable(before: MeetingState, after: MeetingState, command_id: CommandId | None) -> MeetingState:
+def undoable_after(
+    before: MeetingState, after: MeetingState, command_id: CommandId | None
+) -> Mapping[CommandId, tuple[Setting, ...]]:
     """
-    The state, which remembers what this command changed.
+    What can be undone in the state after this command: what it changed is remembered.
 
     No older command can undo what differs now: it was changed since, whatever it was changed to.
     """
     differing = tuple(_differing(before, after))
     if not differing:
-        return after
+        return after.undoable
     changed = {_key(setting) for setting in differing}
     undoable = {
         other: tuple(setting for setting in settings if _key(setting) not in changed)
@@ -44,7 +46,7 @@ def with_undoable(before: MeetingState, after: MeetingState, command_id: Command
         len(undoable) > 1 and sum(map(len, undoable.values())) > UNDOABLE_SETTINGS
     ):
         del undoable[next(iter(undoable))]
-    return replace(after, undoable=undoable)
+    return undoable
 
 
 def put_all_back(state: MeetingState, settings: Iterable[Setting]) -> MeetingState:
