@@ -18,6 +18,10 @@ TrackSid = NewType("TrackSid", str)
 """LiveKit's id of a published track."""
 CommandId = NewType("CommandId", str)
 """Our id of a command that was carried out."""
+SessionId = NewType("SessionId", str)
+"""Our id of one participant's way into a meeting, on whichever node."""
+NodeId = NewType("NodeId", str)
+"""Our id of one process that looks after meetings, until it ends."""
 
 MAX_LENGTH: Final = 127
 CONTROLLER: Final = ParticipantId("controller")
@@ -37,6 +41,16 @@ _POPOUT: Final = re.compile(r"-popout[0-9]+\Z")
 def new_command_id() -> CommandId:
     """A fresh id for a command."""
     return CommandId(uuid4().hex)
+
+
+def new_session_id() -> SessionId:
+    """A fresh id for a session."""
+    return SessionId(uuid4().hex)
+
+
+def new_node_id() -> NodeId:
+    """A fresh id for a process."""
+    return NodeId(uuid4().hex)
 
 
 def parse_room_id(text: str) -> RoomId:

@@ -15,10 +15,11 @@ from signaling.core.commands import Depart, Enter
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Participant
 from signaling.core.policy import publishable
+from signaling.core.state import MeetingState
 from signaling.credentials import Credentials
 from signaling.entrance import Entrance
 from signaling.errors import ParticipantBanned, SessionEnded
-from signaling.identifiers import ParticipantId, RoomId
+from signaling.identifiers import NodeId, ParticipantId, RoomId
 from signaling.meeting.tasks import until_done
 from signaling.meeting.view import join_data, join_success, may_publish
 from signaling.meetings import Meetings
@@ -34,6 +35,7 @@ class Joining:
 
     Args:
         clock: Seconds since the epoch.
+        node: This process.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Joining:
         entrance: Entrance,
         *,
         clock: Callable[[], float],
+        node: NodeId,
     ) -> None:
         self._meetings = meetings
         self._audience = audience
@@ -52,6 +55,7 @@ class Joining:
         self._answers = answers
         self._entrance = entrance
         self._clock = clock
+        self._node = node
         self._arriving: defaultdict[tuple[RoomId, ParticipantId], list[Session]] = defaultdict(list)
 
     async def join(
@@ -104,11 +108,13 @@ class Joining:
 
     async def _keep_place(self, session: Session) -> None:
         """An older session may have given way to one that came to nothing: then the place is kept for the grace."""
-        member = (await session.meeting.journal.record()).state.members.get(session.id)
-        if member is not None and member.returns_until is None:
-            await session.meeting.places.lose_connections(
-                {session.id: lambda: not self._audience.of(session.room, session.id)}
-            )
+
+        def is_left_alone(state: MeetingState) -> bool:
+            member = state.members.get(session.id)
+            is_connected_here = member is not None and member.returns_until is None and member.node == self._node
+            return is_connected_here and not self._audience.of(session.room, session.id)
+
+        await session.meeting.places.lose_connections({session.id: is_left_alone})
 
     async def _take_back(self, session: Session, arriving: asyncio.Task[Session]) -> None:
         """Whoever let somebody in has gone: what came of it is undone."""
@@ -118,12 +124,12 @@ class Joining:
 
     async def _undo_entering(self, session: Session) -> None:
         meeting, found = session.meeting, session.found
-        if found is not None and session.is_newest:
+        if found is not None:
             if found.member is None:
                 depart = Depart(session.id)
-                await meeting.journal.decide(session.id, lambda _: depart if session.is_newest else None)
+                await meeting.journal.decide(session.id, lambda state: depart if session.has_place(state) else None)
             else:
-                await meeting.places.lose_connections({session.id: lambda: session.is_newest})
+                await meeting.places.lose_connections({session.id: session.has_place})
         session.finish()
         if found is not None and not found.goes_on:
             await meeting.timer.end_if_empty(self._clock())
@@ -131,7 +137,7 @@ class Joining:
     async def _join(self, session: Session, participant: Participant) -> Session:
         meeting = session.meeting
         self._audience.add(session)
-        entering = Enter(participant, knows_moderation=session.has_moderation)
+        entering = Enter(participant, session.has_moderation, session.key, self._node)
         with self._entrance.waiting():
             # Before their room is made: the meeting then knows of every room that is there.
             committed = await meeting.journal.decide(

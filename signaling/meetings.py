@@ -146,7 +146,7 @@ class Meetings:
             meeting = self[room]
             record = await meeting.journal.record()
             meeting.journal.note(record)
-            await meeting.places.lose_connections(dict.fromkeys(record.state.members, lambda: True))
+            await meeting.places.lose_connections(dict.fromkeys(record.state.members, lambda _: True))
             meeting.tasks.run_in_background(meeting.turns.finish_staged())
             meeting.tasks.run_in_background(meeting.rooms.restore())
             if record.state.doomed:

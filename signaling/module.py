@@ -27,7 +27,7 @@ from signaling.errors import (
     StoreError,
     WebhookRefused,
 )
-from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, new_command_id
+from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, new_command_id, new_node_id
 from signaling.joining import Joining
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
@@ -119,6 +119,7 @@ class ModerationModule:
                     calls_per_room=self.settings.moderation_livekit_calls_per_room,
                 )
             )
+            node = new_node_id()
             await media.check()  # whatever comes of it: what is wrong is in the log then, and tried again
             meetings = Meetings(self._store, media, self._rules, self._audience, self._entrance, clock=self._clock)
             credentials = Credentials(
@@ -127,7 +128,9 @@ class ModerationModule:
                 service_url=websocket_form(url),
             )
             answers = Answers(self._store, self._audience, credentials)
-            joining = Joining(meetings, self._audience, credentials, answers, self._entrance, clock=self._clock)
+            joining = Joining(
+                meetings, self._audience, credentials, answers, self._entrance, clock=self._clock, node=node
+            )
             webhooks = Webhooks(key, secret, clock=self._wall_clock)
             self._parts = _Parts(media, meetings, credentials, answers, joining, webhooks)
             media.on_return(meetings.restore_rooms)

@@ -13,10 +13,10 @@ from signaling.audience import Audience, EndReason
 from signaling.core.commands import ChangeRole, Depart, Move
 from signaling.core.decisions import Refusal
 from signaling.core.participants import Role
-from signaling.core.state import Member
+from signaling.core.state import MeetingState, Member
 from signaling.credentials import Credentials
 from signaling.errors import InvalidParticipant, SessionEnded, StoreError
-from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId, new_command_id
+from signaling.identifiers import CONTROLLER, BreakoutId, ParticipantId, new_command_id, new_session_id
 from signaling.meeting.journal import Committed
 from signaling.meeting.meeting import Meeting
 from signaling.meeting.turn import OVER
@@ -51,6 +51,7 @@ class Session:
     One participant's way into a meeting; made by `ModerationModule.join`.
 
     Attributes:
+        key: Our id of the session.
         id: The participant.
         room: The meeting.
         joined: Set when joining is complete, or has come to nothing.
@@ -67,6 +68,7 @@ class Session:
         credentials: Credentials,
         answers: Answers,
     ) -> None:
+        self.key = new_session_id()
         self.id = participant
         self.room = meeting.room
         self._ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
@@ -202,7 +204,7 @@ class Session:
         if self._is_over or self._give_way():
             return
         depart = Depart(self.id, reason)
-        committed = await self._meeting.journal.decide(self.id, lambda _: depart if self.is_newest else None)
+        committed = await self._meeting.journal.decide(self.id, lambda state: depart if self.has_place(state) else None)
         self.finish()
         if isinstance(committed, Committed):
             removing = self._meeting.agreement.remove_identities(self.id, committed.before.state)
@@ -222,13 +224,14 @@ class Session:
     async def _disconnect(self) -> None:
         if self._is_over or self._give_way():
             return
-        await self._meeting.places.lose_connections({self.id: lambda: self.is_newest})
+        await self._meeting.places.lose_connections({self.id: self.has_place})
         self.finish()
 
-    @property
-    def is_newest(self) -> bool:
-        """Whether the participant's place is this session's: it is not over, and no newer one is let in."""
-        return not self._is_over and not self._audience.is_being_taken_over(self)
+    def has_place(self, state: MeetingState) -> bool:
+        """Whether the participant's place is this session's: it is not over, and no newer one was or is let in."""
+        member = state.members.get(self.id)
+        is_newest = member is not None and member.session == self.key
+        return is_newest and not self._is_over and not self._audience.is_being_taken_over(self)
 
     def give_up(self) -> None:
         """Whoever let the participant in does not want to know any more: nothing is delivered from here on."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from signaling.core.participants import Participant, Role, Source
 from signaling.core.state import CameInto
-from signaling.identifiers import BreakoutId, LiveKitRoom, ParticipantId, TrackSid
+from signaling.identifiers import BreakoutId, LiveKitRoom, NodeId, ParticipantId, SessionId, TrackSid
 from signaling.messages import control, livekit, moderation
 
 
@@ -16,10 +16,14 @@ class Enter:
 
     Attributes:
         knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
+        session: By which they come.
+        node: Where that session is.
     """
 
     participant: Participant
     knows_moderation: bool = True
+    session: SessionId | None = None
+    node: NodeId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from signaling.identifiers import (
     CommandId,
     Identity,
     LiveKitRoom,
+    NodeId,
     ParticipantId,
     RoomId,
+    SessionId,
     TrackSid,
     livekit_room,
     normalised,
@@ -36,6 +38,8 @@ class Member:
         hand_updated_at: When the hand last went up or down, in seconds since the epoch; `None` if it never did.
         returns_until: When their place is given up, in seconds since the epoch; `None` while connected.
         knows_moderation: Whether their client takes events of the namespace `livekit_moderation`.
+        session: By which they are here, or were until their connection was gone: the newest that was let in.
+        node: Where that session is.
     """
 
     role: Role
@@ -47,6 +51,8 @@ class Member:
     returns_until: float | None = None
     knows_moderation: bool = True
     hand_updated_at: float | None = None
+    session: SessionId | None = None
+    node: NodeId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,10 +51,10 @@ class Places:
         self._entrance = entrance
         self._clock = clock
         self._grace_s = grace_s
-        self._lost: dict[ParticipantId, Callable[[], bool]] = {}
+        self._lost: dict[ParticipantId, Callable[[MeetingState], bool]] = {}
         self._losing: asyncio.Task[None] | None = None
 
-    async def lose_connections(self, lost: Mapping[ParticipantId, Callable[[], bool]]) -> None:
+    async def lose_connections(self, lost: Mapping[ParticipantId, Callable[[MeetingState], bool]]) -> None:
         """
         Keep the places of people whose connections are gone for the grace period.
 
@@ -72,14 +72,14 @@ class Places:
         await asyncio.shield(self._losing)
 
     async def _write_losses(self) -> None:
-        lost: dict[ParticipantId, Callable[[], bool]] = {}
+        lost: dict[ParticipantId, Callable[[MeetingState], bool]] = {}
 
-        def choose(_: MeetingState) -> LoseConnections | None:
+        def choose(state: MeetingState) -> LoseConnections | None:
             if self._losing is asyncio.current_task():
                 self._losing = None  # whoever comes from now on is of the next commit
                 lost.update(self._lost)
                 self._lost.clear()
-            people = frozenset(who for who, is_lost in lost.items() if is_lost())
+            people = frozenset(who for who, is_lost in lost.items() if is_lost(state))
             return LoseConnections(people, self._clock() + self._grace_s) if people else None
 
         try:

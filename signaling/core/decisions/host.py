@@ -42,7 +42,7 @@ from signaling.core.decisions.decision import Decision, Refusal
 from signaling.core.decisions.reach import with_sound
 from signaling.core.decisions.roles import give_role
 from signaling.core.effects import Agree, Effect, Expel
-from signaling.core.participants import Participant, Source
+from signaling.core.participants import Source
 from signaling.core.policy import obeys_room
 from signaling.core.state import MeetingState, Member
 from signaling.identifiers import CONTROLLER, CommandId
@@ -54,10 +54,10 @@ BYPASSES: Final = 2
 def decide_for_host(state: MeetingState, command: HostCommand, now: float, command_id: CommandId) -> Decision | Refusal:
     """What a command comes to that only the host gives, or nobody."""
     match command:
-        case Enter(participant, knows_moderation):
+        case Enter(participant):
             if state.is_banned(participant.id):
                 return Refusal("banned")
-            changes = tuple(_enter(state, participant, now, knows_moderation=knows_moderation))
+            changes = tuple(_enter(state, command, now))
             return Decision(command_id, "join", participant.id, now, changes, holds=True)
         case Extend(participant):
             if participant not in state.members:
@@ -152,7 +152,8 @@ def _note_bypass(state: MeetingState, command: Bypass, now: float, command_id: C
     return Decision(command_id, "bypass", CONTROLLER, now, changes, effect, holds=True, targets=targets)
 
 
-def _enter(state: MeetingState, participant: Participant, now: float, *, knows_moderation: bool) -> Iterator[Change]:
+def _enter(state: MeetingState, command: Enter, now: float) -> Iterator[Change]:
+    participant = command.participant
     before = state.members.get(participant.id)
     breakout = before.breakout if before is not None and participant.keeps_room else participant.breakout
     if before is not None and before.breakout != breakout:
@@ -167,6 +168,8 @@ def _enter(state: MeetingState, participant: Participant, now: float, *, knows_m
             breakout=breakout,
             hand_is_up=before is not None and before.hand_is_up,
             hand_updated_at=None if before is None else before.hand_updated_at,
-            knows_moderation=knows_moderation,
+            knows_moderation=command.knows_moderation,
+            session=command.session,
+            node=command.node,
         ),
     )
