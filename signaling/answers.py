@@ -24,7 +24,7 @@ from signaling.meeting.view import audit_view
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event, Namespace, parse_payload
 from signaling.messages.envelope import TransactionId, is_transaction_id
-from signaling.stores.contract import Store
+from signaling.stores.contract import Origin, Store
 
 log = structlog.get_logger(__name__)
 
@@ -74,8 +74,7 @@ class Answers:
         answer: Conclusion | Refusal | None
         try:
             command = _parse(spoken, payload)
-            with self._audience.sending(session, command_id, transaction_id):
-                answer = await self._carry_out(session, command, command_id, transaction_id)
+            answer = await self._carry_out(session, command, command_id, transaction_id)
         except MessageError as error:
             answer = Refusal("invalid_command", str(error))
         except TooManyWaiting:
@@ -116,13 +115,14 @@ class Answers:
         command_id: CommandId,
         transaction_id: TransactionId | None,
     ) -> Conclusion | Refusal | None:
+        origin = Origin(session.key, transaction_id)
         match command:
             case moderation.GetState() | moderation.Watch() | moderation.GetAudit():
                 return await self._show(session, command, transaction_id)
             case livekit.CreateNewAccessToken():
                 return await self._renew(session, transaction_id)
             case livekit.RequestPopoutStreamAccessToken():
-                popout = await self._credentials.open_popout(session.meeting, session.id, command, command_id)
+                popout = await self._credentials.open_popout(session.meeting, session.id, command, command_id, origin)
                 if isinstance(popout, Refusal):
                     return popout
                 session.tell(popout, transaction_id)
@@ -130,24 +130,29 @@ class Answers:
             case control.Join():
                 return Refusal("already_joined")
             case _:
-                return await self._carry_through(session.meeting, session.id, command, command_id)
+                return await self._carry_through(session.meeting, session.id, command, command_id, origin)
 
     async def _carry_through(
-        self, meeting: Meeting, sender: ParticipantId, command: SessionlessCommand, command_id: CommandId
+        self,
+        meeting: Meeting,
+        sender: ParticipantId,
+        command: SessionlessCommand,
+        command_id: CommandId,
+        origin: Origin | None = None,
     ) -> Conclusion | Refusal | None:
         match command:
             case moderation.Preview(command=previewed):
                 return await meeting.turns.preview(sender, previewed, command_id)
             case moderation.Undo(command_id=undone):
-                answer = await meeting.turns.take(sender, command, command_id)
+                answer = await meeting.turns.take(sender, command, command_id, origin)
                 if isinstance(answer, Refusal) and answer.error == "unknown_command_id":
                     return await self._why_unknown(meeting.room, CommandId(undone))
                 return answer
             case control.RaiseHand() | control.LowerHand():
-                committed = await meeting.turns.commit_now(sender, command, command_id)
+                committed = await meeting.turns.commit_now(sender, command, command_id, origin)
                 return committed if isinstance(committed, Refusal) else None
             case _:
-                return await meeting.turns.take(sender, command, command_id)
+                return await meeting.turns.take(sender, command, command_id, origin)
 
     async def _show(
         self,

@@ -3,19 +3,19 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from signaling import metrics
 from signaling.core.announcements import Announcement, Everyone
+from signaling.core.changes import Entered, Moved
 from signaling.core.decisions import may_moderate
 from signaling.core.state import MeetingState
-from signaling.identifiers import BreakoutId, CommandId, ParticipantId, RoomId
+from signaling.identifiers import BreakoutId, ParticipantId, RoomId, SessionId
 from signaling.meeting.meeting import Meeting
 from signaling.messages import moderation
 from signaling.messages.base import Event
 from signaling.messages.envelope import Delivery, TransactionId
-from signaling.stores.contract import Commit
+from signaling.stores.contract import Commit, Entry
 
 EndReason = Literal["kicked", "banned", "taken_over", "meeting_ended"]
 
@@ -23,9 +23,11 @@ EndReason = Literal["kicked", "banned", "taken_over", "meeting_ended"]
 class Connected(Protocol):
     """Somebody's way into a meeting, as far as others deal with it."""
 
+    key: SessionId
     id: ParticipantId
     room: RoomId
     joined: asyncio.Event
+    has_entered: bool
     has_control: bool
     has_moderation: bool
 
@@ -49,6 +51,9 @@ class Connected(Protocol):
     async def be_moved(self, breakout: BreakoutId | None) -> None:
         """Go to a breakout, or back, since the controller says so."""
 
+    def note_moved(self, revision: int) -> None:
+        """The participant belongs into another room, by a commit that may have been made elsewhere."""
+
     def end(self, reason: EndReason, revision: int | None = None) -> None:
         """It is over; not for a commit from before the participant joined."""
 
@@ -65,7 +70,6 @@ class Audience:
         self._clock = clock
         self._last_timestamp = 0.0
         self._sessions: defaultdict[RoomId, dict[ParticipantId, list[Connected]]] = defaultdict(dict)
-        self._senders: dict[CommandId, tuple[Connected, TransactionId | None]] = {}
 
     # --- Who is connected ----------------------------------------------------------------------------------------
 
@@ -112,48 +116,58 @@ class Audience:
         self._last_timestamp = max(self._last_timestamp, self._clock())
         return self._last_timestamp
 
-    @contextmanager
-    def sending(
-        self, session: Connected, command_id: CommandId, transaction_id: TransactionId | None
-    ) -> Iterator[None]:
-        """What is announced by this command carries the transaction id in the sender's own copy."""
-        self._senders[command_id] = session, transaction_id
-        try:
-            yield
-        finally:
-            del self._senders[command_id]
-
     def tell(self, commit: Commit) -> None:
-        """Tell everybody concerned of a commit, and end the sessions that end by it."""
-        state = commit.record.state
-        sessions = self._sessions.get(state.room, {})
-        for announcement in commit.entry.announcements:
-            sender, transaction_id = self._sender_of(announcement)
-            delivery = Delivery(announcement.event, self.timestamp())
-            match announcement.audience:
-                case Everyone(but):
-                    people = [person for person in sessions if person not in but]
-                case only:
-                    people = [person for person in only.participants if person in sessions]
-            for person in people:
-                for session in tuple(sessions[person]):
-                    if not session.may_see(announcement.event):
-                        continue
-                    if session is sender and transaction_id is not None:
-                        own = Delivery(announcement.event, delivery.timestamp, transaction_id)
-                        session.push(own, commit.record.revision)
-                    else:
-                        session.push(delivery, commit.record.revision)
-            if isinstance(announcement.event, moderation.Kicked):
-                for person in people:
-                    for session in tuple(sessions[person]):
-                        session.end("banned" if person in state.bans else "kicked", commit.record.revision)
+        """Tell everybody concerned of a commit, wherever it was made, and end the sessions that end by it."""
+        entry, state = commit.entry, commit.record.state
+        sessions = self._sessions.get(entry.room)
+        if sessions is None:
+            return
+        for announcement in entry.announcements:
+            self._announce(announcement, entry, state, sessions)
+        for change in entry.changes:
+            match change:
+                case Entered(participant, member) if participant in sessions:
+                    for session in tuple(sessions[participant]):
+                        if session.key == member.session:
+                            session.has_entered = True
+                        elif session.has_entered:  # else it is about to take over itself
+                            session.end("taken_over")
+                case Moved(participant) if participant in sessions:
+                    for session in tuple(sessions[participant]):
+                        session.note_moved(entry.revision)
+                case _:
+                    pass
         if not state.goes_on:
             for session in [session for listed in sessions.values() for session in listed]:
-                session.end("meeting_ended", commit.record.revision)
+                session.end("meeting_ended", entry.revision)
 
-    def _sender_of(self, announcement: Announcement) -> tuple[Connected | None, TransactionId | None]:
-        return (None, None) if announcement.cause is None else self._senders.get(announcement.cause, (None, None))
+    def _announce(
+        self,
+        announcement: Announcement,
+        entry: Entry,
+        state: MeetingState,
+        sessions: dict[ParticipantId, list[Connected]],
+    ) -> None:
+        event, origin = announcement.event, entry.origin
+        delivery = Delivery(event, self.timestamp())
+        match announcement.audience:
+            case Everyone(but):
+                people = [person for person in sessions if person not in but]
+            case only:
+                people = [person for person in only.participants if person in sessions]
+        for person in people:
+            for session in tuple(sessions[person]):
+                if not session.may_see(event):
+                    continue
+                if origin is not None and session.key == origin.session and origin.transaction_id is not None:
+                    own = Delivery(event, delivery.timestamp, origin.transaction_id)
+                    session.push(own, entry.revision)
+                else:
+                    session.push(delivery, entry.revision)
+        if isinstance(event, moderation.Kicked):
+            for person in people:
+                for session in tuple(sessions[person]):
+                    session.end("banned" if person in state.bans else "kicked", entry.revision)
 
     def tell_watchers(
         self, room: RoomId, watchers: set[object], state: MeetingState | None, changed: moderation.StateChanged

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from signaling.errors import MediaServerError, StoreError
-from signaling.identifiers import LiveKitRoom
+from signaling.identifiers import LiveKitRoom, RoomId
 from signaling.livekit.contract import MediaServer
 from signaling.stores.contract import Kept, Store
 
@@ -54,7 +54,7 @@ class ClosedRooms:
         self._locks: WeakValueDictionary[LiveKitRoom, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self) -> None:
-        """Go on with what an earlier process has closed."""
+        """Go on with what other processes have closed."""
         kept = await self._store.kept(Kept.CLOSED_ROOM, now=self._clock())
         rooms = {LiveKitRoom(room): until for room, until in kept.items()}
         self._until = {room: until for room, until in rooms.items() if not await self._is_in_use(room)}
@@ -81,11 +81,15 @@ class ClosedRooms:
             MediaServerError: They may still be there.
         """
         if room in self:
-            async with self._lock(room):
-                if room in self and await self._is_in_use(room):  # else it has ended meanwhile, and stays closed
+            # One of all nodes does it: the next would throw out those who came by then.
+            async with self._lock(room), self._store.turn(RoomId(f"closed:{room}")):
+                if room not in await self._store.kept(Kept.CLOSED_ROOM, now=self._clock()):
+                    self._until.pop(room, None)  # another node has made way, or its time has ended
+                elif await self._is_in_use(room):  # else it has ended meanwhile, and stays closed
                     await self._media.delete_room(room)
                     if await self._is_in_use(room):
-                        self._until.pop(room, None)  # its time may have ended meanwhile
+                        await self._store.keep_no_longer(Kept.CLOSED_ROOM, room)
+                        self._until.pop(room, None)
 
     async def react(self, room: LiveKitRoom) -> None:
         """LiveKit has reported somebody in a room; what fails is tried again at the next look."""
@@ -106,10 +110,9 @@ class ClosedRooms:
         """Look again and again, until cancelled."""
         while True:
             await asyncio.sleep(self._look_s)
-            now = self._clock()
-            self._until = {room: until for room, until in self._until.items() if until > now}
-            if self._until and self._media.answering:
+            if self._media.answering:
                 try:
+                    await self.load()  # other nodes have closed some since, or used them again
                     await self.look()
                 except (MediaServerError, StoreError) as error:
                     log.warning("closed_rooms_not_looked_at", error=str(error))

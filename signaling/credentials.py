@@ -12,7 +12,7 @@ from signaling.identifiers import BreakoutId, CommandId, Identity, ParticipantId
 from signaling.livekit.tokens import TokenMint
 from signaling.meeting.meeting import Meeting
 from signaling.messages import livekit
-from signaling.stores.contract import Record
+from signaling.stores.contract import Origin, Record
 
 log = structlog.get_logger(__name__)
 
@@ -57,13 +57,18 @@ class Credentials:
         )
 
     async def open_popout(
-        self, meeting: Meeting, participant: ParticipantId, command: AnyCommand, command_id: CommandId
+        self,
+        meeting: Meeting,
+        participant: ParticipantId,
+        command: AnyCommand,
+        command_id: CommandId,
+        origin: Origin,
     ) -> livekit.PopoutStreamAccessToken | Refusal:
         """A token for one hidden viewer more, who may make an older one go."""
         member = (await meeting.journal.record()).state.members.get(participant)
         if member is None or not await self._open_room(meeting, member.breakout):
             return Refusal("livekit_unavailable")
-        committed = await meeting.turns.commit_now(participant, command, command_id)
+        committed = await meeting.turns.commit_now(participant, command, command_id, origin)
         if isinstance(committed, Refusal):
             return committed
         popouts = committed.record.state.popouts[participant]

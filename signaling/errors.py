@@ -85,5 +85,9 @@ class StoreError(SignalingError):
     """The store did not answer."""
 
 
+class TurnLost(StoreError):
+    """A meeting's turn is over, or somebody else's by now: what is committed with it comes too late."""
+
+
 class StoreLocked(StoreError):
     """Another process holds the store; the message names the file."""

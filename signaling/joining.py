@@ -4,7 +4,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import takewhile
 from typing import Any
 
 import structlog
@@ -147,10 +146,6 @@ class Joining:
             raise _banned(participant.id) if committed.error == "banned" else SessionEnded("nobody waits for it")
         before, entered = committed.before.state, committed.record
         session.found = Found(before.members.get(session.id), before.goes_on)
-        if not session.is_over:
-            sessions = self._audience.of(session.room, session.id)
-            for older in takewhile(lambda listed: listed is not session, sessions):  # newer ones end this one
-                older.end("taken_over")
         credentials = await self._credentials.mint(meeting, session.id)
         data = None if credentials is None else join_data(entered, credentials)
         welcome = None

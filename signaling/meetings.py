@@ -4,17 +4,19 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
 from signaling import metrics
 from signaling.audience import Audience
 from signaling.closed_rooms import ClosedRooms
+from signaling.core.state import MeetingState
 from signaling.entrance import Entrance
 from signaling.errors import NoSuchMeeting, StoreError
-from signaling.identifiers import LiveKitRoom, RoomId, room_of
-from signaling.livekit.contract import MediaServer
+from signaling.identifiers import LiveKitRoom, NodeId, ParticipantId, RoomId, room_of
+from signaling.livekit.contract import MediaServer, Notice
 from signaling.livekit.webhooks import Webhook
 from signaling.meeting.meeting import Meeting, Rules
 from signaling.meeting.tasks import until_done
@@ -23,6 +25,11 @@ from signaling.stores.contract import Commit, Store
 
 log = structlog.get_logger(__name__)
 
+BEAT_S: Final = 5.0
+"""How often a process says that it lives."""
+LIVES_S: Final = 15.0
+"""How long it counts as living after that: people who were connected to it have their grace from then on."""
+
 
 class Meetings:
     """
@@ -30,6 +37,7 @@ class Meetings:
 
     Args:
         clock: Seconds since the epoch.
+        node: This process.
     """
 
     def __init__(
@@ -41,7 +49,10 @@ class Meetings:
         entrance: Entrance,
         *,
         clock: Callable[[], float],
+        node: NodeId,
     ) -> None:
+        self._node = node
+        self._alive: frozenset[NodeId] = frozenset()
         self._store = store
         self._media = media
         self._rules = rules
@@ -76,6 +87,7 @@ class Meetings:
                 clock=self._clock,
                 entrance=self._entrance,
                 closed=self.closed,
+                node=self._node,
                 on_forgotten=lambda: self._let_go_if_unused(room),
                 on_people_in_livekit=self._note_people_in_livekit,
                 on_state_changed=lambda changed: self._on_state_changed(room, changed),
@@ -129,6 +141,9 @@ class Meetings:
         async with self._store.turn(room):
             pass  # whoever still waited for a turn has had it
         is_over = (await until_done(meeting.journal.record)).revision == 0
+        if not is_over:
+            is_ours = await self._store.look_after(room, self._node, now=self._clock())
+            is_over = not is_ours and not meeting.due.count()  # for this process
         if is_over and self._is_unused(room) and self._meetings.get(room) is meeting:
             del self._meetings[room]
             metrics.MEETINGS.dec()
@@ -140,17 +155,56 @@ class Meetings:
 
     # --- All meetings --------------------------------------------------------------------------------------------
 
-    async def take_up(self) -> None:
-        """Go on with what the store has kept of an earlier process: everybody in it has the grace period to return."""
+    async def beat(self) -> None:
+        """
+        Say that this process lives, and go on with what processes that do not have left.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        now = self._clock()
+        before = self._alive
+        self._alive = await self._store.beat(self._node, until=now + LIVES_S, now=now)
+        if before - self._alive or not before:
+            await self._take_up()
+        for room in tuple(self._meetings):
+            self._let_go_if_unused(room)
+
+    async def run(self) -> None:
+        """Beat again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                await self.beat()
+            except StoreError as error:
+                log.warning("beat_failed", error=str(error))
+            except Exception:  # a bug must not make this process count as dead
+                log.exception("beat_failed")
+
+    async def _take_up(self) -> None:
+        """Look after what nobody does: everybody who was connected elsewhere has the grace period to return."""
         for room in await self._store.rooms():
+            if not await self._store.look_after(room, self._node, now=self._clock()):
+                continue  # a process that lives sees to it
+            is_known = room in self._meetings
             meeting = self[room]
             record = await meeting.journal.record()
-            meeting.journal.note(record)
-            await meeting.places.lose_connections(dict.fromkeys(record.state.members, lambda _: True))
+            if not is_known:
+                meeting.journal.note(record)
+            await meeting.places.lose_connections(
+                {who: partial(self._has_lost, who) for who in record.state.members if self._has_lost(who, record.state)}
+            )
+            if is_known:
+                continue
             meeting.tasks.run_in_background(meeting.turns.finish_staged())
             meeting.tasks.run_in_background(meeting.rooms.restore())
             if record.state.doomed:
                 meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
+
+    def _has_lost(self, participant: ParticipantId, state: MeetingState) -> bool:
+        """Whether somebody was connected to a process that is gone."""
+        member = state.members.get(participant)
+        return member is not None and member.node not in self._alive
 
     def restore_rooms(self) -> None:
         """LiveKit is back, perhaps without its rooms."""
@@ -159,10 +213,14 @@ class Meetings:
 
     def note(self, commit: Commit) -> None:
         """A commit was made: what follows from it in its meeting, and what is told of it."""
-        meeting = self._meetings.get(commit.record.state.room)
-        if meeting is not None:
-            meeting.journal.note(commit.record)
-            self._audience.tell(commit)
+        meeting = self._meetings.get(commit.entry.room)
+        if meeting is None:
+            return
+        meeting.journal.note(commit.record, commit.entry)
+        self._audience.tell(commit)
+        if not commit.record.state.goes_on and commit.entry.node != self._node:
+            # Whoever ended it may be gone before its rooms are.
+            meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
 
     def react(self, webhook: Webhook) -> None:
         """Begin with what follows from something that LiveKit has reported."""
@@ -172,8 +230,17 @@ class Meetings:
         meeting = self._meetings.get(room_of(webhook.notice.room))
         if meeting is not None:
             meeting.tasks.run_in_background(meeting.react(webhook.notice))
+        else:
+            self.run_in_background(self._react_for_another(webhook.notice))
         if webhook.notice.kind in {"participant_joined", "track_published"}:
             self.run_in_background(self.closed.react(webhook.notice.room))
+
+    async def _react_for_another(self, notice: Notice) -> None:
+        """Something was reported of a meeting with nobody in it but by other processes."""
+        if await until_done(partial(self._is_in_use, notice.room)):
+            room = room_of(notice.room)
+            with self.engaged(room):
+                await self[room].react(notice)
 
     def _note_people_in_livekit(self) -> None:
         if self._warns_of_missing_webhooks:
@@ -206,5 +273,9 @@ class Meetings:
         for task in background:
             task.cancel()  # it may wait for the store
         await asyncio.gather(*background, return_exceptions=True)
+        try:
+            await self._store.beat(self._node, until=self._clock(), now=self._clock())
+        except StoreError as error:
+            log.warning("beat_failed", error=str(error))
         for session in tuple(self._audience.everybody()):
             self._audience.drop(session)

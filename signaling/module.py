@@ -121,7 +121,9 @@ class ModerationModule:
             )
             node = new_node_id()
             await media.check()  # whatever comes of it: what is wrong is in the log then, and tried again
-            meetings = Meetings(self._store, media, self._rules, self._audience, self._entrance, clock=self._clock)
+            meetings = Meetings(
+                self._store, media, self._rules, self._audience, self._entrance, clock=self._clock, node=node
+            )
             credentials = Credentials(
                 TokenMint(key, secret),
                 public_url=self.settings.public_url or websocket_form(url),
@@ -139,7 +141,8 @@ class ModerationModule:
                 self._store.listen(self._on_commit)
                 self._listens = True
             stack.push_async_callback(meetings.close)
-            await meetings.take_up()
+            await meetings.beat()
+            meetings.run_in_background(meetings.run())
             meetings.run_in_background(meetings.closed.run())
             self._stack = stack.pop_all()
         return self

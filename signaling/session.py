@@ -55,6 +55,7 @@ class Session:
         id: The participant.
         room: The meeting.
         joined: Set when joining is complete, or has come to nothing.
+        has_entered: Whether the participant is, or was, in the meeting by this session.
         found: What the participant found, once they have been let in.
     """
 
@@ -83,6 +84,8 @@ class Session:
         self._deliver = deliver
         self._since: int | None = None
         self._held_back: list[tuple[int, Delivery]] = []
+        self.has_entered = False
+        self._moving = 0
         self._is_over = False
         self._is_given_up = False
         self._ends: tuple[int, EndReason] | None = None
@@ -177,9 +180,23 @@ class Session:
 
     async def _move(self, breakout: BreakoutId | None, *, is_action: bool = False) -> None:
         self._check()
-        committed = await self._meeting.turns.commit_now(self.id, Move(self.id, breakout, is_action))
+        self._moving += 1
+        try:
+            committed = await self._meeting.turns.commit_now(self.id, Move(self.id, breakout, is_action))
+        finally:
+            self._moving -= 1
         if isinstance(committed, Refusal):
             raise SessionEnded(f"{self.id} is not in the meeting")
+        await self._renew()
+        await self._meeting.agreement.remove_identities(self.id, committed.before.state)
+
+    def note_moved(self, revision: int) -> None:
+        """The participant belongs into another room, by a commit that may have been made elsewhere."""
+        if not self._moving and not self._is_over and self._since is not None and revision > self._since:
+            self._meeting.tasks.run_in_background(self._renew())
+
+    async def _renew(self) -> None:
+        """Tell the participant how to get into the room where they belong now."""
         credentials = await self._credentials.mint(self._meeting, self.id)
         record = await self._meeting.journal.record()
         if credentials is None:
@@ -188,7 +205,6 @@ class Session:
         else:
             self._join_data = join_data(record, credentials)
             self.tell(credentials)
-        await self._meeting.agreement.remove_identities(self.id, committed.before.state)
 
     async def leave(self, reason: control.LeaveReason = "quit") -> None:
         """

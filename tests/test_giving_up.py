@@ -27,9 +27,9 @@ class SlowStore(MemoryStore):
         await steps(1)
         return record
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         await steps(3)
-        is_written = await super().append(commit)
+        is_written = await super().append(commit, fence=fence)
         await steps(3)
         return is_written
 
@@ -45,11 +45,11 @@ class FailingStore(MemoryStore):
 
     failures = 0
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         if self.failures:
             self.failures -= 1
             raise StoreError("the store does not answer")
-        return await super().append(commit)
+        return await super().append(commit, fence=fence)
 
 
 async def steps(number: int) -> None:
@@ -103,7 +103,7 @@ async def become_quiet(meeting: MeetingOnFake) -> None:
     def is_quiet() -> bool:
         looked_after = module._entered.meetings.get(meeting.room)
         is_idle = looked_after is None or len(looked_after.tasks) == 1  # it keeps LiveKit in agreement
-        return is_idle and not module._entered.meetings._engaged and len(module._entered.meetings._background) == 1
+        return is_idle and not module._entered.meetings._engaged and len(module._entered.meetings._background) == 2
 
     await until(is_quiet)
 

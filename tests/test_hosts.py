@@ -193,7 +193,7 @@ async def bugs_logged(
             await asking
         may_go_on.set()
         await until(lambda: any("LookupError" in line.get("exception", "") for line in logs))
-        await until(lambda: not meeting.module._audience._senders)
+        await until(lambda: len(meeting.module._entered.meetings[meeting.room].tasks) == 1)
     return [line["event"] for line in logs if "LookupError" in line.get("exception", "")]
 
 

@@ -148,10 +148,10 @@ class Failing(MemoryStore):
         super().__init__()
         self.fails: Callable[[Record, AuditEntry | None], bool] = lambda _record, _audit: False
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         if self.fails(commit.record, commit.entry.audit):
             raise StoreError("no space left")
-        return await super().append(commit)
+        return await super().append(commit, fence=fence)
 
 
 def once(fails: Callable[[Record, AuditEntry | None], bool]) -> Callable[[Record, AuditEntry | None], bool]:
@@ -796,9 +796,9 @@ class Pausing(MemoryStore):
         for event in (self.before, self.after):
             event.set()
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         await self._pass(self.before)
-        is_written = await super().append(commit)
+        is_written = await super().append(commit, fence=fence)
         await self._pass(self.after)
         return is_written
 

@@ -912,8 +912,8 @@ class Pausing(MemoryStore):
         self.answers.set()
         self.has_written = asyncio.Event()
 
-    async def append(self, commit: Commit) -> bool:
-        is_written = await super().append(commit)
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
+        is_written = await super().append(commit, fence=fence)
         self.has_written.set()
         await self.answers.wait()
         return is_written

@@ -277,9 +277,9 @@ class SlowStore(MemoryStore):
         await self._wait()
         return await super().read(room)
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         await self._wait()
-        is_written = await super().append(commit)
+        is_written = await super().append(commit, fence=fence)
         await self._wait()
         return is_written
 

@@ -104,6 +104,10 @@ class OnFake:
         )
         self.tracks = Tracks(journal, self.media, self.roster, self.due, just_muted, self.agreement)
         turns = cast("Turns", SimpleNamespace(finish_staged=self._before_sweep))
+
+        async def looks_after() -> bool:
+            return True
+
         incidents = Incidents(
             journal,
             self.roster,
@@ -113,6 +117,7 @@ class OnFake:
             tasks,
             clock=time.time,
             remove_unknown=remove_unknown,
+            looks_after=looks_after,
         )
         self.reconciler = Reconciler(
             self.media,
@@ -125,6 +130,7 @@ class OnFake:
             incidents,
             remove_unknown=remove_unknown,
             sweep_s=sweep_s,
+            looks_after=looks_after,
             on_people_in_livekit=lambda: None,
         )
         return self.reconciler

@@ -73,11 +73,11 @@ class Trapped:
         return trapped
 
     @asynccontextmanager
-    async def _inside(self, context: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    async def _inside(self, context: AbstractAsyncContextManager[object]) -> AsyncIterator[object]:
         self._trap.pass_by()
-        async with context:
+        async with context as given:
             self._trap.pass_by()
-            yield
+            yield given
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -386,11 +386,11 @@ class Failing:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the store has
         return getattr(self._store, name)
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         if self.failures:
             self.failures -= 1
             raise StoreError("the store does not answer")
-        return await self._store.append(commit)
+        return await self._store.append(commit, fence=fence)
 
 
 @pytest.fixture

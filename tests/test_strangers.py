@@ -360,13 +360,13 @@ class FailingAt(MemoryStore):
         self._event: type[object] | None = event
         self.fails_always = False
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         if self.fails_always:
             raise StoreError("away")
         if self._event is not None and any(isinstance(told.event, self._event) for told in commit.entry.announcements):
             self._event = None
             raise StoreError("away")
-        return await super().append(commit)
+        return await super().append(commit, fence=fence)
 
 
 async def test_moderators_are_told_though_the_store_failed_first(fake: FakeRoomService) -> None:

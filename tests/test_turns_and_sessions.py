@@ -102,8 +102,8 @@ class Slow(MemoryStore):
         self.answers, self.has_written = asyncio.Event(), asyncio.Event()
         self.answers.set()
 
-    async def append(self, commit: Commit) -> bool:
-        is_written = await super().append(commit)
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
+        is_written = await super().append(commit, fence=fence)
         self.has_written.set()
         await self.answers.wait()
         return is_written

@@ -16,7 +16,7 @@ from signaling.meeting.places import Places
 from signaling.meeting.rooms import Rooms
 from signaling.meeting.tasks import Tasks, until_done
 from signaling.meeting.turn import Turns
-from signaling.stores.contract import Record
+from signaling.stores.contract import Entry, Record
 
 GATHERED_S: Final = 0.1
 """What falls due within so long after something else did is done together."""
@@ -59,7 +59,7 @@ class Clock:
         self._deadlines_seen: tuple[object, ...] = ()
         journal.listen(self._on_commit)
 
-    def _on_commit(self, _: Record | None, record: Record) -> None:
+    def _on_commit(self, _before: Record | None, record: Record, _entry: Entry | None) -> None:
         state = record.state
         deadlines = (state.members, state.restricted_until, state.holds, state.unmute_requests)
         if len(self._deadlines_seen) != len(deadlines) or any(map(operator.is_not, deadlines, self._deadlines_seen)):

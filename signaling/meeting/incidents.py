@@ -1,7 +1,8 @@
 """What the looks at LiveKit have shown: drift, bypasses, strangers, and who unmuted again."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Literal
 
 import structlog
@@ -20,10 +21,11 @@ from signaling.identifiers import CONTROLLER, ParticipantId, TrackSid, new_comma
 from signaling.meeting.agreement import Agreement, Looked
 from signaling.meeting.due import Due
 from signaling.meeting.journal import Journal
-from signaling.meeting.roster import Place, Roster
+from signaling.meeting.roster import LAG_S, Place, Roster
 from signaling.meeting.tasks import Tasks, until_done
 from signaling.meeting.turn import Turns
 from signaling.messages import moderation
+from signaling.stores.contract import Entry, Record
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,7 @@ class Incidents:
     Args:
         clock: Seconds since the epoch.
         remove_unknown: Whether people who never joined are removed, instead of being restricted like anyone.
+        looks_after: Whether this process is the one that tells what looks at the meeting have shown.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Incidents:
         *,
         clock: Callable[[], float],
         remove_unknown: bool,
+        looks_after: Callable[[], Awaitable[bool]],
     ) -> None:
         self._journal = journal
         self._roster = roster
@@ -60,11 +64,15 @@ class Incidents:
         self._tasks = tasks
         self._clock = clock
         self._remove_unknown = remove_unknown
+        self._looks_after = looks_after
         self._unrepaired: dict[Place, tuple[Presence, str]] = {}
         """Whom LiveKit was found wrong about and could not be set right, as they were found, and what showed it."""
         self._unaccompanied_since: dict[TrackSid, float] = {}
         self._bypasses: set[TrackSid] = set()
         self._strangers_told: set[ParticipantId] = set()
+        self._drift_told: dict[moderation.DriftRepaired, float] = {}
+        """What other processes have told of a moment ago, and when, by the clock of the event loop."""
+        journal.listen(self._on_commit)
 
     async def note_look(self, looked: Looked) -> None:
         """Tell what a look at people, or at everybody, has shown."""
@@ -130,8 +138,19 @@ class Incidents:
             found=tuple(source.value for source in found.permission.allowed()),
             expected=tuple(source.value for source in expected),
         )
-        await self._journal.announce([to_moderators(state, repaired)])
+        if self._drift_told.get(repaired, -math.inf) + LAG_S < asyncio.get_running_loop().time():
+            await self._journal.announce([to_moderators(state, repaired)])
         await self.tell_of_strangers(found)
+
+    def _on_commit(self, _before: Record | None, _record: Record, entry: Entry | None) -> None:
+        """Two processes may find the same at once, by a report and by a sweep."""
+        if entry is None or entry.node == self._journal.node:
+            return
+        now = asyncio.get_running_loop().time()
+        told = [each.event for each in entry.announcements if isinstance(each.event, moderation.DriftRepaired)]
+        if told:
+            recent = {event: at for event, at in self._drift_told.items() if at + LAG_S >= now}
+            self._drift_told = recent | dict.fromkeys(told, now)
 
     # --- Bypasses ------------------------------------------------------------------------------------------------
 
@@ -192,9 +211,11 @@ class Incidents:
             removed: Who was there until just now.
         """
         state = await self._journal.effective_state()
+        # A process that does not look at everybody tells only of who is gone before the one that does sees them.
+        seen = self._roster.presences if await self._looks_after() else ()
         unknown = {
             ParticipantId(presence.identity)
-            for presence in (*self._roster.presences, *removed)
+            for presence in (*seen, *removed)
             if is_unknown(state, presence) and not is_service(presence)
         }
         untold = unknown - self._strangers_told

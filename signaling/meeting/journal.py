@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from signaling.core.announcements import Announcement
 from signaling.core.applying import apply
@@ -12,10 +13,12 @@ from signaling.core.commands import AnyCommand
 from signaling.core.conclusions import Conclusion, conclude
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.state import MeetingState, new_meeting
-from signaling.identifiers import CommandId, ParticipantId, RoomId, new_command_id
-from signaling.stores.contract import AuditEntry, Commit, Entry, Record, Staged, Store, Unstaged, fold
+from signaling.identifiers import CommandId, NodeId, ParticipantId, RoomId, new_command_id
+from signaling.stores.contract import AuditEntry, Commit, Entry, Origin, Record, Staged, Store, Unstaged, fold
 
-NOTHING_TO_DO = Refusal("nothing_to_do")
+NOTHING_TO_DO: Final = Refusal("nothing_to_do")
+Listener = Callable[[Record | None, Record, Entry | None], None]
+"""Called with the record before a commit, the one that it made, and its entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Draft:
     is_undoable: bool = False
     announcements: tuple[Announcement, ...] = ()
     audit: AuditEntry | None = None
+    origin: Origin | None = None
     conclusion: Conclusion | None = None
 
 
@@ -40,7 +44,9 @@ class Committed:
     conclusion: Conclusion | None = None
 
 
-def draft_of(decision: Decision, conclusion: Conclusion, staging: Unstaged | None = None) -> Draft:
+def draft_of(
+    decision: Decision, conclusion: Conclusion, staging: Unstaged | None = None, origin: Origin | None = None
+) -> Draft:
     """What is to be committed of a decision that was concluded; the audit keeps it if it is an action."""
     audit = AuditEntry(
         decision.command_id,
@@ -58,6 +64,7 @@ def draft_of(decision: Decision, conclusion: Conclusion, staging: Unstaged | Non
         decision.is_action,
         conclusion.announcements,
         audit if decision.is_action else None,
+        origin,
         conclusion,
     )
 
@@ -69,6 +76,7 @@ class Journal:
     Args:
         clock: Seconds since the epoch.
         screen_share_requires_permission: How a meeting begins.
+        node: This process.
 
     Attributes:
         newest: The newest commit's record, `None` before the first that this process hears of.
@@ -81,8 +89,10 @@ class Journal:
         *,
         clock: Callable[[], float],
         screen_share_requires_permission: bool = False,
+        node: NodeId | None = None,
     ) -> None:
         self.room = room
+        self.node = node
         self.newest: Record | None = None
         self._store = store
         self._clock = clock
@@ -92,7 +102,7 @@ class Journal:
         """Of what a turn need not wait for: one of these at a time waits to be written."""
         self._effective: tuple[Record, MeetingState] | None = None
         self._anticipated: dict[object, Change] = {}
-        self._listeners: list[Callable[[Record | None, Record], None]] = []
+        self._listeners: list[Listener] = []
 
     # --- Reading -------------------------------------------------------------------------------------------------
 
@@ -130,13 +140,14 @@ class Journal:
     # --- Writing -------------------------------------------------------------------------------------------------
 
     async def commit(
-        self, draft: Callable[[Record], Draft | Refusal], *, is_urgent: bool = True
+        self, draft: Callable[[Record], Draft | Refusal], *, is_urgent: bool = True, fence: int | None = None
     ) -> Committed | Refusal:
         """
         Commit what is drafted by the newest record; drafted again if somebody else was quicker.
 
         Args:
             is_urgent: Whether it goes before what waits; the writes of turns do.
+            fence: That of the turn to which it belongs, if it belongs to one.
 
         Raises:
             StoreError: Nothing was committed.
@@ -151,10 +162,10 @@ class Journal:
                 if isinstance(drafted, Refusal):
                     return drafted
                 entry = self._entry(before, drafted)
-                after = fold(before, entry)
-                if await self._store.append(Commit(entry, after)):
-                    self.note(after)
-                    return Committed(before, after, drafted.conclusion)
+                commit = Commit(entry, fold(before, entry))
+                if await self._store.append(commit, fence=fence):
+                    self.note(commit.record, entry)
+                    return Committed(before, commit.record, drafted.conclusion)
 
     def _entry(self, before: Record, draft: Draft) -> Entry:
         return Entry(
@@ -168,6 +179,8 @@ class Journal:
             is_undoable=draft.is_undoable,
             announcements=draft.announcements,
             audit=draft.audit,
+            origin=draft.origin,
+            node=self.node,
         )
 
     async def decide(
@@ -177,6 +190,7 @@ class Journal:
         command_id: CommandId | None = None,
         *,
         is_urgent: bool = False,
+        origin: Origin | None = None,
     ) -> Committed | Refusal:
         """
         Decide and commit what needs no turn: who is here, and what always stands whatever LiveKit says.
@@ -184,6 +198,7 @@ class Journal:
         Args:
             choose: The command, by the state in which it is decided; `None` is nothing to do.
             is_urgent: Whether it goes before what waits.
+            origin: Whose message asks for it.
 
         Raises:
             StoreError: Nothing was committed.
@@ -197,7 +212,7 @@ class Journal:
             decision = decide(record.state, sender, command, now=self._clock(), command_id=identifier)
             if isinstance(decision, Refusal):
                 return decision
-            return draft_of(decision, conclude(record.state, decision))
+            return draft_of(decision, conclude(record.state, decision), origin=origin)
 
         return await self.commit(draft, is_urgent=is_urgent)
 
@@ -218,13 +233,13 @@ class Journal:
 
     # --- Following -----------------------------------------------------------------------------------------------
 
-    def listen(self, listener: Callable[[Record | None, Record], None]) -> None:
-        """Call `listener` with the record before and the one now, for each commit in order. It must not raise."""
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with each commit from now on, in order, wherever it was made. It must not raise."""
         self._listeners.append(listener)
 
-    def note(self, record: Record) -> None:
-        """A commit of this meeting was made, here or elsewhere."""
+    def note(self, record: Record, entry: Entry | None = None) -> None:
+        """A commit of this meeting was made, here or elsewhere; or (`None`) it was like this when it was taken up."""
         before, self.newest = self.newest, record
         if before is not record:
             for listener in self._listeners:
-                listener(before, record)
+                listener(before, record, entry)

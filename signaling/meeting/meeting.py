@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from signaling.closed_rooms import ClosedRooms
 from signaling.entrance import Entrance
-from signaling.identifiers import RoomId
+from signaling.identifiers import NodeId, RoomId, new_node_id
 from signaling.livekit.contract import MediaServer, Notice
 from signaling.meeting.agreement import Agreement
 from signaling.meeting.clock import Clock
@@ -46,6 +46,7 @@ class Meeting:
         clock: Seconds since the epoch.
         entrance: Where people wait to be let in.
         closed: What is kept closed of meetings that have ended.
+        node: This process.
         on_forgotten: Called when the meeting is over and nothing of it is kept any more.
         on_people_in_livekit: Called before each sweep, if LiveKit has listed anybody before.
         on_state_changed: Called with what watchers are to be told.
@@ -77,19 +78,29 @@ class Meeting:
         clock: Callable[[], float] = time.time,
         entrance: Entrance | None = None,
         closed: ClosedRooms | None = None,
+        node: NodeId | None = None,
         on_forgotten: Callable[[], None] = lambda: None,
         on_people_in_livekit: Callable[[], None] = lambda: None,
         on_state_changed: Callable[[moderation.StateChanged], None] = lambda _: None,
     ) -> None:
         entrance = Entrance(clock) if entrance is None else entrance
         closed = ClosedRooms(store, media, clock=clock) if closed is None else closed
+        node = new_node_id() if node is None else node
         remove_unknown = rules.remove_unknown
         self.just_muted = just_muted = JustMuted()
         self.room = room
         self.tasks = tasks = Tasks(room)
         self.journal = journal = Journal(
-            room, store, clock=clock, screen_share_requires_permission=rules.screen_share_requires_permission
+            room,
+            store,
+            clock=clock,
+            screen_share_requires_permission=rules.screen_share_requires_permission,
+            node=node,
         )
+
+        async def looks_after() -> bool:
+            return await store.look_after(room, node, now=clock())
+
         self.due = due = Due(longest_pause_s=rules.sweep_s, doubt_s=media.timeout_s)
         self.roster = roster = Roster(journal, media, due, tasks)
         self.agreement = agreement = Agreement(journal, media, roster, due, just_muted, remove_unknown=remove_unknown)
@@ -109,7 +120,15 @@ class Meeting:
         self.rooms = rooms = Rooms(store, media, journal, due, closed, on_forgotten)
         self.places = places = Places(journal, due, agreement, tasks, entrance, clock=clock, grace_s=rules.grace_s)
         self.incidents = incidents = Incidents(
-            journal, roster, due, agreement, turns, tasks, clock=clock, remove_unknown=remove_unknown
+            journal,
+            roster,
+            due,
+            agreement,
+            turns,
+            tasks,
+            clock=clock,
+            remove_unknown=remove_unknown,
+            looks_after=looks_after,
         )
         self.reconciler = Reconciler(
             media,
@@ -122,6 +141,7 @@ class Meeting:
             incidents,
             remove_unknown=remove_unknown,
             sweep_s=rules.sweep_s,
+            looks_after=looks_after,
             on_people_in_livekit=on_people_in_livekit,
         )
         self.timer = Clock(journal, turns, places, rooms, tasks, entrance, clock=clock, empty_s=rules.empty_s)

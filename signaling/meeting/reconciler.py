@@ -19,7 +19,7 @@ from signaling.meeting.journal import Journal
 from signaling.meeting.roster import Roster
 from signaling.meeting.tracks import Tracks
 from signaling.meeting.turn import Turns
-from signaling.stores.contract import Record
+from signaling.stores.contract import Entry, Record
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ class Reconciler:
     Args:
         remove_unknown: Whether people who never joined are removed, instead of being restricted like anyone.
         sweep_s: How often everything is compared, in seconds.
+        looks_after: Whether this process, of all that have people in the meeting, is the one that sweeps it.
         on_people_in_livekit: Called before each sweep, if LiveKit has listed anybody before.
     """
 
@@ -47,6 +48,7 @@ class Reconciler:
         *,
         remove_unknown: bool,
         sweep_s: float,
+        looks_after: Callable[[], Awaitable[bool]],
         on_people_in_livekit: Callable[[], None],
     ) -> None:
         self._media = media
@@ -59,10 +61,11 @@ class Reconciler:
         self._incidents = incidents
         self._remove_unknown = remove_unknown
         self._sweep_s = sweep_s
+        self._looks_after = looks_after
         self._on_people_in_livekit = on_people_in_livekit
         journal.listen(self._on_commit)
 
-    def _on_commit(self, before: Record | None, record: Record) -> None:
+    def _on_commit(self, before: Record | None, record: Record, _entry: Entry | None) -> None:
         if before is not None:
             self._free_the_screen(before, record)
 
@@ -89,10 +92,14 @@ class Reconciler:
                 continue  # woken only to look at the clock again
             if is_sweep:
                 sweep_at = now + self._sweep_s
-            if self._media.answering and is_sweep:
-                await self.sweep()
-            elif self._media.answering:
-                await self._attempt(self.go_over(people))
+            if self._media.answering:
+                await self._attempt(self._look(people, is_sweep=is_sweep))
+
+    async def _look(self, people: frozenset[ParticipantId], *, is_sweep: bool) -> None:
+        if is_sweep and await self._looks_after():
+            await self.sweep()
+        elif people:
+            await self.go_over(people)
 
     async def sweep(self) -> None:
         """Look at everybody, finish what was left half done, and tell what that has shown; what fails is logged."""

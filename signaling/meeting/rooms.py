@@ -83,8 +83,10 @@ class Rooms:
 
     async def _forget(self) -> bool:
         record = await self._store.read(self._journal.room)
-        is_over = record is not None and not record.state.members and not record.state.doomed
-        return record is not None and is_over and await self._store.forget(self._journal.room, record.revision)
+        if record is None:
+            return True  # another process was quicker
+        is_over = not record.state.members and not record.state.doomed
+        return is_over and await self._store.forget(self._journal.room, record.revision)
 
     async def _delete_room(self, room: LiveKitRoom) -> None:
         async with self._opening:

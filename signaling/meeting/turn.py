@@ -28,7 +28,7 @@ from signaling.meeting.journal import NOTHING_TO_DO, Committed, Draft, Journal, 
 from signaling.meeting.roster import Roster
 from signaling.meeting.tasks import Tasks
 from signaling.messages import livekit, moderation
-from signaling.stores.contract import Record, Staged, Store, Unstaged
+from signaling.stores.contract import Entry, Origin, Record, Staged, Store, Unstaged
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,9 @@ class Turns:
         self._waiting: Counter[ParticipantId] = Counter()
         self._small: Counter[ParticipantId] = Counter()
         self._minted_while_staged: set[ParticipantId] = set()
-        self._is_running = False
+        self._fence: int | None = None
+        """Of the turn that is being taken here."""
+        journal.listen(self._on_commit)
 
     # --- Reading -------------------------------------------------------------------------------------------------
 
@@ -119,7 +121,11 @@ class Turns:
     # --- Without a turn ------------------------------------------------------------------------------------------
 
     async def commit_now(
-        self, sender: ParticipantId, command: AnyCommand, command_id: CommandId | None = None
+        self,
+        sender: ParticipantId,
+        command: AnyCommand,
+        command_id: CommandId | None = None,
+        origin: Origin | None = None,
     ) -> Committed | Refusal:
         """
         Decide and commit what needs no turn: who is here, and what always stands whatever LiveKit says.
@@ -135,7 +141,7 @@ class Turns:
             raise TooManyWaiting
         self._small[sender] += 1
         try:
-            return await self._journal.decide(sender, lambda _: command, command_id)
+            return await self._journal.decide(sender, lambda _: command, command_id, origin=origin)
         finally:
             self._small[sender] -= 1
             if not self._small[sender]:
@@ -143,9 +149,14 @@ class Turns:
 
     # --- Turns ---------------------------------------------------------------------------------------------------
 
-    async def take(self, sender: ParticipantId, command: AnyCommand, command_id: CommandId) -> Conclusion | Refusal:
+    async def take(
+        self, sender: ParticipantId, command: AnyCommand, command_id: CommandId, origin: Origin | None = None
+    ) -> Conclusion | Refusal:
         """
         Carry a command through when its turn comes; to be called in a task that `see_through` or `spawn` has made.
+
+        Args:
+            origin: Whose message asks for it.
 
         Raises:
             TooManyWaiting: As many wait as may.
@@ -173,7 +184,7 @@ class Turns:
                 decision = await self._decide(record.state, sender, command, command_id)
                 if isinstance(decision, Refusal):
                     return decision
-                return await self._carry_through(decision)
+                return await self._carry_through(decision, origin)
         finally:
             if is_waiting:
                 self._begin(sender, is_counted=is_counted)
@@ -211,19 +222,24 @@ class Turns:
 
     @asynccontextmanager
     async def _exclusively(self) -> AsyncIterator[None]:
-        async with self._store.turn(self._journal.room):
-            self._is_running = True
+        async with self._store.turn(self._journal.room) as fence:
+            self._fence = fence
             try:
                 yield
             finally:
-                self._is_running = False
-                minted, self._minted_while_staged = self._minted_while_staged, set()
-                if minted:
-                    self._due.repair(minted)
+                self._fence = None
 
-    async def _carry_through(self, decision: Decision, *, is_again: bool = False) -> Conclusion | Refusal:
+    def _on_commit(self, before: Record | None, record: Record, _entry: Entry | None) -> None:
+        """Whoever got a token while something was staged, on this node, is looked at again, whatever came of that."""
+        if before is not None and before.staged is not None and record.staged is None and self._minted_while_staged:
+            minted, self._minted_while_staged = self._minted_while_staged, set()
+            self._due.repair(minted)
+
+    async def _carry_through(
+        self, decision: Decision, origin: Origin | None = None, *, is_again: bool = False
+    ) -> Conclusion | Refusal:
         if decision.effect is None:
-            return await self._conclude(decision, Seen({}))
+            return await self._conclude(decision, Seen({}), origin)
         if not self._media.answering and not decision.holds:
             if is_again:
                 await self._roll_back(decision)
@@ -240,7 +256,7 @@ class Turns:
                 concerned = _concerned(decision, (await self._journal.record()).state)
                 seen = Seen(dict.fromkeys(concerned, Finding.UNANSWERED))
                 self._due.doubt(concerned)
-            conclusion = await self._conclude(decision, seen)
+            conclusion = await self._conclude(decision, seen, origin)
         except asyncio.CancelledError:
             raise  # this process ends: the decision stays staged, and is finished at the next start
         except Exception as error:
@@ -261,7 +277,7 @@ class Turns:
                 return NOTHING_TO_DO
             return Draft(staging=Unstaged() if decision is None else Staged(decision))
 
-        return isinstance(await self._journal.commit(draft), Committed)
+        return isinstance(await self._journal.commit(draft, fence=self._fence), Committed)
 
     async def _roll_back(self, decision: Decision) -> None:
         await self._stage(None)
@@ -269,15 +285,15 @@ class Turns:
         state = (await self._journal.record()).state
         self._due.doubt(_concerned(decision, state))
 
-    async def _conclude(self, decision: Decision, seen: Seen) -> Conclusion | Refusal:
+    async def _conclude(self, decision: Decision, seen: Seen, origin: Origin | None = None) -> Conclusion | Refusal:
         def draft(record: Record) -> Draft | Refusal:
             if _is_over(record, decision):
                 return OVER
             present = self._roster.present(record.state)
             conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced, present=present)
-            return draft_of(decision, conclusion, Unstaged())
+            return draft_of(decision, conclusion, Unstaged(), origin)
 
-        committed = await self._journal.commit(draft)
+        committed = await self._journal.commit(draft, fence=self._fence)
         if isinstance(committed, Refusal):
             return committed
         assert committed.conclusion is not None  # noqa: S101 - it was drafted with it
@@ -287,7 +303,7 @@ class Turns:
 
     async def finish_staged(self) -> None:
         """Finish what a process that ended left half done, unless a turn is running."""
-        if self._is_running or (await self._journal.record()).staged is None:
+        if self._fence is not None or (await self._journal.record()).staged is None:
             return
         async with self._exclusively():
             staged = (await self._journal.record()).staged

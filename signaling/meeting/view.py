@@ -120,7 +120,7 @@ class View:
         self._view = moderation.StateView(version=0, restrictions=(), blocks=(), bans=(), participants=())
         self._showing: asyncio.TimerHandle | None = None
         roster.on_change = due.on_change = self._show_soon
-        journal.listen(lambda _before, _after: self._show_soon())
+        journal.listen(lambda _before, _record, _entry: self._show_soon())
 
     def show(self, record: Record) -> moderation.StateView:
         """The meeting as a moderator sees it as of `record` or later; whoever watches has been told of all of it."""

@@ -11,7 +11,7 @@ from signaling.core.applying import apply
 from signaling.core.changes import Change
 from signaling.core.decisions import Decision
 from signaling.core.state import MeetingState
-from signaling.identifiers import CommandId, ParticipantId, RoomId
+from signaling.identifiers import CommandId, NodeId, ParticipantId, RoomId, SessionId
 from signaling.messages.envelope import TransactionId
 from signaling.messages.moderation import Outcome
 
@@ -53,7 +53,7 @@ class AuditEntry:
 class Origin:
     """Whose message caused a commit, so that whoever delivers knows the sender's own copy, on any node."""
 
-    session: str
+    session: SessionId
     transaction_id: TransactionId | None = None
 
 
@@ -81,6 +81,7 @@ class Entry:
         staging: What became of what is staged; `None` if that is as it was.
         command_id: Of the command that was committed.
         is_undoable: Whether that command can be undone by its id.
+        node: The process that made it.
     """
 
     room: RoomId
@@ -94,6 +95,7 @@ class Entry:
     announcements: tuple[Announcement, ...] = ()
     audit: AuditEntry | None = None
     origin: Origin | None = None
+    node: NodeId | None = None
 
 
 def fold(record: Record, entry: Entry) -> Record:
@@ -164,11 +166,17 @@ class Store(Protocol):
     async def read(self, room: RoomId) -> Record | None:
         """The newest record of a meeting, `None` if there is none."""
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """
         Append an entry to a meeting's log, with its audit entry, in one step.
 
         Listeners are called, in the order of a meeting's log, before this returns.
+
+        Args:
+            fence: That of the turn to which it belongs; `None` if it belongs to none.
+
+        Raises:
+            TurnLost: That turn is over, or somebody else's by now.
 
         Returns:
             Whether it was: not so when the kept revision is no longer `entry.revision - 1` (0: none is kept).
@@ -207,11 +215,38 @@ class Store(Protocol):
             Whether it was not kept before.
         """
 
+    async def keep_no_longer(self, kind: Kept, key: str) -> None:
+        """What was kept by this key need not be kept any more."""
+
     async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
         """All keys of a kind, and until when each is kept."""
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on, in the event loop. It must not raise or wait."""
 
-    def turn(self, room: RoomId) -> AbstractAsyncContextManager[None]:
-        """A meeting's exclusive step: one holder at a time, the others wait in order."""
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[int]:
+        """
+        A meeting's exclusive step: one holder at a time, on whichever node; the others wait in order.
+
+        Returns:
+            Gives the fencing token of the turn. A later one has a higher one, and a commit with one of before fails.
+        """
+
+    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
+        """
+        A node says that it lives, until then at least: people who are connected to it keep their places.
+
+        Args:
+            until: Seconds since the epoch; not after `now` when it ends.
+            now: Seconds since the epoch.
+
+        Returns:
+            All nodes that live now.
+        """
+
+    async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
+        """
+        Have a node look after a meeting, unless another one that lives does: whether it does.
+
+        One node at a time sweeps a meeting, and tells what that has shown.
+        """

@@ -1,6 +1,5 @@
 """A store for one process that may be lost with it: the default of the embedded module, the demo and many tests."""
 
-import asyncio
 import heapq
 from array import array
 from collections import defaultdict, deque
@@ -9,27 +8,16 @@ from dataclasses import replace
 from itertools import islice
 from sys import intern
 from typing import TYPE_CHECKING, Final
-from weakref import WeakValueDictionary
 
-from signaling.identifiers import CommandId, RoomId
+from signaling.identifiers import CommandId, NodeId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store
+from signaling.stores.nodes import Nodes, Turns
 
 if TYPE_CHECKING:
     from signaling.messages.moderation import Outcome
 
 _MOST_IN_LOG: Final = 256
 """Entries of a meeting's log that are kept; each outcome in them counts as one more."""
-
-
-class Turns:
-    """The exclusive steps of meetings that only this process takes."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
-
-    def of(self, room: RoomId) -> AbstractAsyncContextManager[None]:
-        """A meeting's exclusive step; waiting ones go in order."""
-        return self._locks.setdefault(room, asyncio.Lock())
 
 
 class KeptKeys:
@@ -45,6 +33,10 @@ class KeptKeys:
         if until > known.get(key, float("-inf")):
             known[key] = until
             heapq.heappush(self._ends[kind], (until, key))
+
+    def drop(self, kind: Kept, key: str) -> None:
+        """Keep a key no longer."""
+        self._until[kind].pop(key, None)
 
     def at(self, kind: Kept, now: float) -> dict[str, float]:
         """What is kept of a kind; the rest is dropped. Not to be changed by the caller."""
@@ -122,6 +114,7 @@ class MemoryStore(Store):
         self._kept = KeptKeys()
         self._listeners: list[Listener] = []
         self._turns = Turns()
+        self._nodes = Nodes()
 
     async def open(self) -> None:
         """Nothing is to be got ready."""
@@ -141,9 +134,10 @@ class MemoryStore(Store):
         log = self._logs.get(room)
         return None if log is None else log.record
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """Append an entry, if it is the next."""
         room = commit.entry.room
+        self._turns.check(room, fence)
         kept = await self.read(room)
         if commit.entry.revision != (0 if kept is None else kept.revision) + 1:
             return False
@@ -166,6 +160,7 @@ class MemoryStore(Store):
             return False
         del self._logs[room]
         self._audit.pop(room, None)
+        self._nodes.forget(room)
         return True
 
     async def audit(self, room: RoomId, *, limit: int, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
@@ -190,6 +185,10 @@ class MemoryStore(Store):
         self._kept.add(kind, key, until)
         return is_first
 
+    async def keep_no_longer(self, kind: Kept, key: str) -> None:
+        """What was kept by this key need not be kept any more."""
+        self._kept.drop(kind, key)
+
     async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
         """All keys of a kind, and until when each is kept."""
         return dict(self._kept.at(kind, now))
@@ -198,6 +197,14 @@ class MemoryStore(Store):
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
 
-    def turn(self, room: RoomId) -> AbstractAsyncContextManager[None]:
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[int]:
         """A meeting's exclusive step; waiting ones go in order."""
         return self._turns.of(room)
+
+    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
+        """A node lives until then at least; all that live now."""
+        return self._nodes.beat(node, until, now)
+
+    async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
+        """Have a node look after a meeting, unless another one that lives does: whether it does."""
+        return self._nodes.look_after(room, node, now)

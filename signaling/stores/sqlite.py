@@ -15,9 +15,10 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 
 from signaling.errors import StoreError
-from signaling.identifiers import CommandId, RoomId
+from signaling.identifiers import CommandId, NodeId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store
-from signaling.stores.memory import KeptKeys, Turns
+from signaling.stores.memory import KeptKeys
+from signaling.stores.nodes import Nodes, Turns
 from signaling.stores.serialization import dump_audit_entry, dump_entry, load_audit_entry
 from signaling.stores.sqlite_file import Contents, SQLiteFile
 from signaling.stores.sqlite_log import PutAside, append_entry, entries_after, forget_meeting
@@ -90,6 +91,7 @@ class SQLiteStore(Store):
         self._tried_at = 0.0
         self._listeners: list[Listener] = []
         self._turns = Turns()
+        self._nodes = Nodes()
         self._queue: SimpleQueue[_Operation[Any] | None] | None = None
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -111,6 +113,7 @@ class SQLiteStore(Store):
         opened: asyncio.Future[Contents] = loop.create_future()
         self._ended = loop.create_future()
         self._unwritten, self._broken = 0, None
+        self._nodes = Nodes()
         # A daemon: whoever forgets to close must not keep the interpreter, and what was answered is in the file.
         self._thread = Thread(
             target=self._serve, args=(loop, queue, opened, self._ended), name="signaling-sqlite", daemon=True
@@ -153,9 +156,10 @@ class SQLiteStore(Store):
         self._check_readable(room)
         return self._records.get(room)
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """Append an entry, if it is the next. Cancelling stops the waiting only."""
         entry, record = commit.entry, commit.record
+        self._turns.check(entry.room, fence)
         self._check_readable(entry.room)
         audit = None if entry.audit is None else (entry.audit.command_id, dump_audit_entry(entry.audit))
         data = dump_entry(entry)
@@ -200,6 +204,14 @@ class SQLiteStore(Store):
             size=len(key),
         )
 
+    async def keep_no_longer(self, kind: Kept, key: str) -> None:
+        """What was kept by this key need not be kept any more. Cancelling stops the waiting only."""
+        await self._do(
+            partial(_keep_no_longer, kind, key),
+            remember=lambda contents, _: contents.kept.drop(kind, key),
+            follow_up=lambda _: self._kept.drop(kind, key),
+        )
+
     async def kept(self, kind: Kept, *, now: float) -> dict[str, float]:
         """All keys of a kind, and until when each is kept."""
         self._open_queue()
@@ -209,9 +221,17 @@ class SQLiteStore(Store):
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
 
-    def turn(self, room: RoomId) -> AbstractAsyncContextManager[None]:
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[int]:
         """A meeting's exclusive step; waiting ones go in order."""
         return self._turns.of(room)
+
+    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
+        """A node lives until then at least; all that live now: no other process has the file, whatever it was."""
+        return self._nodes.beat(node, until, now)
+
+    async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
+        """Have a node look after a meeting, unless another one that lives does: whether it does."""
+        return self._nodes.look_after(room, node, now)
 
     # --- In the event loop ---------------------------------------------------------------------------------------
 
@@ -248,6 +268,7 @@ class SQLiteStore(Store):
     def _note_forgotten(self, room: RoomId, forgotten: bool) -> None:  # noqa: FBT001 - the result, whatever it is
         if forgotten:
             del self._records[room]
+            self._nodes.forget(room)
 
     def _note_kept(self, kind: Kept, key: str, until: float, _is_first: bool) -> None:  # noqa: FBT001 - as above
         self._kept.add(kind, key, until)
@@ -384,6 +405,10 @@ def _keep_once(kind: Kept, key: str, until: float, now: float, database: sqlite3
         (kind, key, until),
     )
     return known is None
+
+
+def _keep_no_longer(kind: Kept, key: str, database: sqlite3.Connection) -> None:
+    database.execute("DELETE FROM kept WHERE kind = ? AND key = ?", (kind, key))
 
 
 def _has_audited(room: RoomId, command_id: CommandId, database: sqlite3.Connection) -> bool:

@@ -35,11 +35,11 @@ class SlowStore(MemoryStore):
         self.gate.set()
         self.is_broken = False
 
-    async def append(self, commit: Commit) -> bool:
+    async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         await self.gate.wait()
         if self.is_broken:
             raise StoreError("the disk is full")
-        return await super().append(commit)
+        return await super().append(commit, fence=fence)
 
 
 async def bobs_who_join(host: Hosted, bobs: int) -> None:

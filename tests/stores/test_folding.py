@@ -18,7 +18,7 @@ from signaling.core.changes import Change, Ended, HandSet, Restricted
 from signaling.core.decisions import Decision, decide
 from signaling.core.participants import Source
 from signaling.core.state import MeetingState
-from signaling.identifiers import CommandId
+from signaling.identifiers import CommandId, SessionId
 from signaling.stores import sqlite_log
 from signaling.stores.contract import AuditEntry, Commit, Entry, Origin, Record, Staged, Store, Unstaged, fold
 from signaling.stores.memory import MemoryStore
@@ -29,7 +29,8 @@ from tests.core.meetings import ALICE, AT, BOARD, BOB, MEETING
 from tests.core.test_rules import BEGUN, BEGUN_BY_PERMISSION, OPENING, STEPS, concluded_with
 
 GRANTED = Decision(CommandId("c-1"), "restrict", ALICE, 1.0, (Restricted(Source.CAMERA, frozenset()),), is_action=True)
-ORIGINS = st.sampled_from([None, Origin("s-1"), Origin("s-1", 7), Origin("s-2", "seven")])
+FIRST, SECOND = SessionId("s-1"), SessionId("s-2")
+ORIGINS = st.sampled_from([None, Origin(FIRST), Origin(FIRST, 7), Origin(SECOND, "seven")])
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)  # JSON has no others, and all of ours are times
 st.register_type_strategy(float, NUMBERS)
 CHANGES: st.SearchStrategy[Change] = st.one_of(*map(st.from_type, get_args(Change)))

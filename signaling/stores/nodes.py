@@ -1,0 +1,60 @@
+"""What processes that share a store in one event loop know of each other: who takes a turn, who lives, who looks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from weakref import WeakValueDictionary
+
+from signaling.errors import TurnLost
+from signaling.identifiers import NodeId, RoomId
+
+
+class Turns:
+    """The exclusive steps of meetings."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
+        self._fences = count(1)
+        self._taken: dict[RoomId, int] = {}
+
+    @asynccontextmanager
+    async def of(self, room: RoomId) -> AsyncIterator[int]:
+        """A meeting's exclusive step, and its fencing token; waiting ones go in order."""
+        async with self._locks.setdefault(room, asyncio.Lock()):
+            self._taken[room] = fence = next(self._fences)
+            try:
+                yield fence
+            finally:
+                del self._taken[room]
+
+    def check(self, room: RoomId, fence: int | None) -> None:
+        """Raises `TurnLost` if that turn is over."""
+        if fence is not None and self._taken.get(room) != fence:
+            raise TurnLost(f"the turn of {room} is over")
+
+
+class Nodes:
+    """Which processes live, and which meetings they look after."""
+
+    def __init__(self) -> None:
+        self._lives_until: dict[NodeId, float] = {}
+        self._looks: dict[RoomId, NodeId] = {}
+
+    def beat(self, node: NodeId, until: float, now: float) -> frozenset[NodeId]:
+        """A process lives until then at least; all that live now."""
+        self._lives_until[node] = until
+        self._lives_until = {each: ends for each, ends in self._lives_until.items() if ends > now}
+        return frozenset(self._lives_until)
+
+    def look_after(self, room: RoomId, node: NodeId, now: float) -> bool:
+        """Whether a process looks after a meeting from now on: it does unless another that lives does."""
+        holder = self._looks.get(room, node)
+        if holder != node and self._lives_until.get(holder, now) > now:
+            return False
+        self._looks[room] = node
+        return True
+
+    def forget(self, room: RoomId) -> None:
+        """The meeting is kept no longer."""
+        self._looks.pop(room, None)
