@@ -163,12 +163,13 @@ class Meetings:
             StoreError: The store does not answer.
         """
         now = self._clock()
-        before = self._alive
         self._alive = await self._store.beat(self._node, until=now + LIVES_S, now=now)
-        if before - self._alive or not before:
-            await self._take_up()
-        for room in tuple(self._meetings):
-            self._let_go_if_unused(room)
+        for room in await self._store.rooms():
+            if room not in self._meetings:
+                await self._take_up(room)
+        for meeting in tuple(self._meetings.values()):
+            await self._give_grace(meeting)
+            self._let_go_if_unused(meeting.room)
 
     async def run(self) -> None:
         """Beat again and again, until cancelled."""
@@ -181,28 +182,31 @@ class Meetings:
             except Exception:  # a bug must not make this process count as dead
                 log.exception("beat_failed")
 
-    async def _take_up(self) -> None:
-        """Look after what nobody does: everybody who was connected elsewhere has the grace period to return."""
-        for room in await self._store.rooms():
-            if not await self._store.look_after(room, self._node, now=self._clock()):
-                continue  # a process that lives sees to it
-            is_known = room in self._meetings
-            meeting = self[room]
-            record = await meeting.journal.record()
-            if not is_known:
-                meeting.journal.note(record)
-            await meeting.places.lose_connections(
-                {who: partial(self._has_lost, who) for who in record.state.members if self._has_lost(who, record.state)}
-            )
-            if is_known:
-                continue
-            meeting.tasks.run_in_background(meeting.turns.finish_staged())
-            meeting.tasks.run_in_background(meeting.rooms.restore())
-            if record.state.doomed:
-                meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
+    async def _take_up(self, room: RoomId) -> None:
+        """Look after a meeting if nobody does: everybody in it has the grace period to return."""
+        if not await self._store.look_after(room, self._node, now=self._clock()):
+            return  # a process that lives sees to it
+        meeting = self[room]
+        record = await meeting.journal.record()
+        meeting.journal.note(record)
+        await meeting.places.lose_connections({who: partial(self._was_elsewhere, who) for who in record.state.members})
+        meeting.tasks.run_in_background(meeting.turns.finish_staged())
+        meeting.tasks.run_in_background(meeting.rooms.restore())
+        if record.state.doomed:
+            meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
 
-    def _has_lost(self, participant: ParticipantId, state: MeetingState) -> bool:
-        """Whether somebody was connected to a process that is gone."""
+    async def _give_grace(self, meeting: Meeting) -> None:
+        """Whoever was connected to a process that is gone has the grace period to return."""
+        newest = meeting.journal.newest
+        members = {} if newest is None else newest.state.members
+        gone = [
+            who for who, member in members.items() if member.returns_until is None and member.node not in self._alive
+        ]
+        if gone:
+            await meeting.places.lose_connections({who: partial(self._was_elsewhere, who) for who in gone})
+
+    def _was_elsewhere(self, participant: ParticipantId, state: MeetingState) -> bool:
+        """Whether somebody is here by a process that is gone."""
         member = state.members.get(participant)
         return member is not None and member.node not in self._alive
 

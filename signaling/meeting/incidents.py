@@ -147,10 +147,15 @@ class Incidents:
         if entry is None or entry.node == self._journal.node:
             return
         now = asyncio.get_running_loop().time()
-        told = [each.event for each in entry.announcements if isinstance(each.event, moderation.DriftRepaired)]
-        if told:
-            recent = {event: at for event, at in self._drift_told.items() if at + LAG_S >= now}
-            self._drift_told = recent | dict.fromkeys(told, now)
+        self._drift_told = {event: at for event, at in self._drift_told.items() if at + LAG_S >= now}
+        for announcement in entry.announcements:
+            match announcement.event:
+                case moderation.DriftRepaired() as event:
+                    self._drift_told[event] = now
+                case moderation.UnknownParticipant(identity=identity):
+                    self._strangers_told.add(ParticipantId(identity))
+                case _:
+                    pass
 
     # --- Bypasses ------------------------------------------------------------------------------------------------
 
@@ -212,14 +217,15 @@ class Incidents:
         """
         state = await self._journal.effective_state()
         # A process that does not look at everybody tells only of who is gone before the one that does sees them.
-        seen = self._roster.presences if await self._looks_after() else ()
+        looks = await self._looks_after()
+        seen = self._roster.presences if looks else ()
         unknown = {
             ParticipantId(presence.identity)
             for presence in (*seen, *removed)
             if is_unknown(state, presence) and not is_service(presence)
         }
         untold = unknown - self._strangers_told
-        self._strangers_told = unknown
+        self._strangers_told = unknown if looks else self._strangers_told | unknown
         if not untold:
             return
         events = [moderation.UnknownParticipant(identity=who) for who in sorted(untold)]

@@ -83,6 +83,7 @@ class Reconciler:
         """Sweep, and retry what is due in between, until cancelled."""
         loop = asyncio.get_running_loop()
         sweep_at = loop.time() + self._sweep_s
+        await self._attempt(self._begin())
         while True:
             await self._due.wait(sweep_at)
             now = loop.time()
@@ -94,6 +95,9 @@ class Reconciler:
                 sweep_at = now + self._sweep_s
             if self._media.answering:
                 await self._attempt(self._look(people, is_sweep=is_sweep))
+
+    async def _begin(self) -> None:
+        await self._looks_after()  # from now on, unless another process does
 
     async def _look(self, people: frozenset[ParticipantId], *, is_sweep: bool) -> None:
         if is_sweep and await self._looks_after():

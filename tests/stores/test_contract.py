@@ -12,7 +12,8 @@ from signaling.core.announcements import Announcement, Everyone
 from signaling.core.changes import Restricted, Unbanned
 from signaling.core.decisions import Decision
 from signaling.core.participants import Source
-from signaling.identifiers import CommandId, ParticipantId, RoomId
+from signaling.errors import TurnLost
+from signaling.identifiers import CommandId, NodeId, ParticipantId, RoomId
 from signaling.messages import livekit
 from signaling.messages.moderation import Outcome
 from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
@@ -498,3 +499,62 @@ async def test_a_turn_does_not_hinder_reading_and_writing(store: Store) -> None:
     async with store.turn(BOARD):
         assert await append(store, 1)
         assert await store.read(BOARD) == record(1)
+
+
+async def test_what_belongs_to_a_turn_that_is_over_is_refused(store: Store) -> None:
+    async with store.turn(BOARD) as first:
+        assert await store.append(commit(1), fence=first)
+    with pytest.raises(TurnLost):
+        await store.append(commit(2), fence=first)
+    async with store.turn(BOARD) as second, store.turn(OTHER):
+        assert second > first
+        with pytest.raises(TurnLost):
+            await store.append(commit(2), fence=first)
+        assert await store.append(commit(2)), "what belongs to no turn need not wait for it"
+        assert await store.append(commit(3), fence=second)
+    assert await store.read(BOARD) == commit(3).record
+
+
+# --- Several nodes -----------------------------------------------------------------------------------------------
+
+HERE, THERE = NodeId("here"), NodeId("there")
+
+
+async def test_nodes_live_for_as_long_as_they_said_last(store: Store) -> None:
+    assert await store.beat(HERE, until=15, now=0) == {HERE}
+    assert await store.beat(THERE, until=20, now=5) == {HERE, THERE}
+    assert await store.beat(THERE, until=29, now=14) == {HERE, THERE}
+    assert await store.beat(THERE, until=30, now=15) == {THERE}
+    assert await store.beat(THERE, until=16, now=16) == frozenset()
+
+
+async def test_one_node_that_lives_looks_after_a_meeting(store: Store) -> None:
+    await store.beat(HERE, until=15, now=0)
+    await store.beat(THERE, until=15, now=0)
+    assert await store.look_after(BOARD, HERE, now=1)
+    assert not await store.look_after(BOARD, THERE, now=1)
+    assert await store.look_after(OTHER, THERE, now=1)
+    assert not await store.look_after(OTHER, HERE, now=1)
+    await store.beat(HERE, until=25, now=10)
+    assert await store.look_after(OTHER, HERE, now=15), "the other lives no longer"
+    assert not await store.look_after(OTHER, THERE, now=16)
+    assert await store.look_after(BOARD, HERE, now=30), "nobody else asks"
+
+
+async def test_nobody_looks_after_a_meeting_that_is_forgotten(store: Store) -> None:
+    await store.beat(HERE, until=15, now=0)
+    await append(store, 1)
+    assert await store.look_after(BOARD, HERE, now=1)
+    assert await store.forget(BOARD, 1)
+    assert await store.look_after(BOARD, THERE, now=2)
+
+
+async def test_a_key_that_is_kept_no_longer_may_be_kept_anew(unopened: Store) -> None:
+    for _ in range(2):
+        await unopened.open()
+        assert await unopened.keep_once(Kept.CLOSED_ROOM, "standup", until=100, now=1)
+        await unopened.keep_once(Kept.CLOSED_ROOM, "kiosk", until=100, now=1)
+        await unopened.keep_no_longer(Kept.CLOSED_ROOM, "standup")
+        await unopened.keep_no_longer(Kept.CLOSED_ROOM, "nobody")
+        assert await unopened.kept(Kept.CLOSED_ROOM, now=2) == {"kiosk": 100}
+        await unopened.close()

@@ -36,7 +36,7 @@ from signaling.core.effects import Effect, Finding, Mute, Presence, Stop
 from signaling.core.participants import Kind, Role, Source
 from signaling.core.state import Block, BlockCause, Came, MeetingState, Member, Setting
 from signaling.errors import StoreError
-from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, TrackSid
+from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, SessionId, TrackSid
 from signaling.messages import control, livekit, moderation
 from signaling.messages.moderation import Outcome
 from signaling.stores.contract import AuditEntry, Entry, Origin, Record, Staged, Unstaged
@@ -178,7 +178,13 @@ def test_every_meeting_that_there_can_be_comes_back(state: MeetingState) -> None
 def test_an_entry_is_kept_with_what_it_told() -> None:
     told = Announcement(Only(frozenset({BOB})), moderation.Muted(moderator=ALICE, sources=("microphone",)))
     entry = Entry(
-        BOARD, 7, 5.0, GRANTED.changes, staging=Unstaged(), announcements=(told,), origin=Origin("s", 2**64 - 1)
+        BOARD,
+        7,
+        5.0,
+        GRANTED.changes,
+        staging=Unstaged(),
+        announcements=(told,),
+        origin=Origin(SessionId("s"), 2**64 - 1),
     )
     data = json.loads(dump_entry(entry))
     assert load_entry(dump_entry(entry)) == entry
@@ -200,7 +206,7 @@ def test_an_entry_is_kept_with_what_it_told() -> None:
 
 @pytest.mark.parametrize("transaction_id", [None, 7, "7", "seven"])
 def test_a_transaction_id_stays_a_number_or_a_string(transaction_id: int | str | None) -> None:
-    entry = Entry(BOARD, 1, 5.0, origin=Origin("s", transaction_id))
+    entry = Entry(BOARD, 1, 5.0, origin=Origin(SessionId("s"), transaction_id))
     assert load_entry(dump_entry(entry)).origin == entry.origin
 
 
