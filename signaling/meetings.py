@@ -155,6 +155,17 @@ class Meetings:
 
     # --- All meetings --------------------------------------------------------------------------------------------
 
+    async def start(self) -> None:
+        """
+        Go on with what earlier processes have left, and begin to look after meetings.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        await self.beat()
+        self.run_in_background(self._beat_again())
+        self.run_in_background(self.closed.run())
+
     async def beat(self) -> None:
         """
         Say that this process lives, and go on with what processes that do not have left.
@@ -171,8 +182,7 @@ class Meetings:
             await self._give_grace(meeting)
             self._let_go_if_unused(meeting.room)
 
-    async def run(self) -> None:
-        """Beat again and again, until cancelled."""
+    async def _beat_again(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
             try:

@@ -4,59 +4,31 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import structlog
 
-from signaling import metrics
-from signaling.answers import Answers
 from signaling.audience import Audience
 from signaling.clock import SteadyClock
-from signaling.core.commands import ChangeRole, Move
-from signaling.core.decisions import Refusal
 from signaling.core.participants import Participant, Role
-from signaling.credentials import Credentials
 from signaling.entrance import Entrance
 from signaling.errors import (
-    InvalidParticipant,
-    NoSuchMeeting,
-    NotInMeeting,
-    SessionEnded,
     StoreError,
-    WebhookRefused,
 )
-from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, new_command_id, new_node_id
-from signaling.joining import Joining
+from signaling.identifiers import BreakoutId, CommandId, ParticipantId, RoomId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService, Trouble
-from signaling.livekit.tokens import TokenMint
-from signaling.livekit.webhooks import Webhook, Webhooks
-from signaling.meeting.meeting import Meeting, Rules
-from signaling.meeting.turn import OVER
-from signaling.meetings import Meetings
 from signaling.messages import moderation
 from signaling.messages.base import Namespace
+from signaling.parts import Parts, assemble, earliest_now
 from signaling.session import Deliver, Session
-from signaling.settings import Settings, websocket_form
+from signaling.settings import Settings
 from signaling.stores import open_store
 from signaling.stores.contract import AuditEntry, Commit, Kept, Store
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a module is made of while it is entered."""
-
-    media: RoomService
-    meetings: Meetings
-    credentials: Credentials
-    answers: Answers
-    joining: Joining
-    webhooks: Webhooks
 
 
 class ModerationModule:
@@ -85,16 +57,9 @@ class ModerationModule:
         self._clock = clock or SteadyClock()
         self._wall_clock = clock or time.time
         """For what others have signed by theirs."""
-        self._rules = Rules(
-            screen_share_requires_permission=self.settings.moderation_screen_share_requires_permission,
-            remove_unknown=self.settings.moderation_unknown_participants == "remove",
-            sweep_s=self.settings.moderation_sweep_s,
-            empty_s=self.settings.moderation_empty_room_s,
-            grace_s=self.settings.moderation_disconnect_grace_s,
-        )
         self._entrance = Entrance(self._clock)
         self._audience = Audience(self._clock)
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._stack = AsyncExitStack()
         self._is_entered = False
         self._listens = False
@@ -109,41 +74,37 @@ class ModerationModule:
             stack.callback(self._note_left)
             stack.push_async_callback(self._store.close)
             await self._store.open()
-            url, key, secret = await self._find_livekit(stack)
+            url, key, secret, self._embedded = await _find_livekit(
+                self.settings, self._webhook_url, self._on_restart, stack
+            )
+            settings = self.settings
+            timeout_s, calls_per_room = (
+                settings.moderation_livekit_timeout_s,
+                settings.moderation_livekit_calls_per_room,
+            )
             media = await stack.enter_async_context(
-                RoomService(
-                    url,
-                    key,
-                    secret,
-                    timeout_s=self.settings.moderation_livekit_timeout_s,
-                    calls_per_room=self.settings.moderation_livekit_calls_per_room,
-                )
+                RoomService(url, key, secret, timeout_s=timeout_s, calls_per_room=calls_per_room)
             )
-            node = new_node_id()
             await media.check()  # whatever comes of it: what is wrong is in the log then, and tried again
-            meetings = Meetings(
-                self._store, media, self._rules, self._audience, self._entrance, clock=self._clock, node=node
+            self._parts = parts = assemble(
+                url,
+                key,
+                secret,
+                settings=settings,
+                store=self._store,
+                media=media,
+                audience=self._audience,
+                entrance=self._entrance,
+                clock=self._clock,
+                wall_clock=self._wall_clock,
             )
-            credentials = Credentials(
-                TokenMint(key, secret),
-                public_url=self.settings.public_url or websocket_form(url),
-                service_url=websocket_form(url),
-            )
-            answers = Answers(self._store, self._audience, credentials)
-            joining = Joining(
-                meetings, self._audience, credentials, answers, self._entrance, clock=self._clock, node=node
-            )
-            webhooks = Webhooks(key, secret, clock=self._wall_clock)
-            self._parts = _Parts(media, meetings, credentials, answers, joining, webhooks)
-            media.on_return(meetings.restore_rooms)
-            await meetings.closed.load()
+            media.on_return(parts.meetings.restore_rooms)
+            await parts.meetings.closed.load()
             if not self._listens:  # or it was entered and left before
                 self._store.listen(self._on_commit)
                 self._listens = True
-            stack.push_async_callback(meetings.close)
-            await meetings.beat()
-            meetings.run_in_background(meetings.run())
-            meetings.run_in_background(meetings.closed.run())
+            stack.push_async_callback(parts.meetings.close)
+            await parts.meetings.start()
             self._stack = stack.pop_all()
         return self
 
@@ -165,7 +126,7 @@ class ModerationModule:
             self._parts.meetings.note(commit)
 
     @property
-    def _entered(self) -> _Parts:
+    def _entered(self) -> Parts:
         if self._parts is None or not self._is_entered:
             raise RuntimeError("ModerationModule is used outside its `async with`")
         return self._parts
@@ -262,17 +223,7 @@ class ModerationModule:
             NotInMeeting: Nobody of that id is in it.
             StoreError: Nothing changed.
         """
-        meetings = self._entered.meetings
-        meeting = await meetings.that_goes_on(room)
-        changing = meeting.turns.take(CONTROLLER, ChangeRole(participant, role), new_command_id())
-        with meetings.engaged(room):
-            answer = await meeting.tasks.see_through(changing)
-        if answer is OVER:
-            raise NoSuchMeeting(f"the meeting {room} has ended")
-        if isinstance(answer, Refusal) and answer.error == "insufficient_permissions":
-            raise InvalidParticipant(f"{participant}: nobody of their kind is a {role}")
-        if isinstance(answer, Refusal) and answer.error != "nothing_to_do":
-            raise NotInMeeting(f"{participant} is not in the meeting")
+        await self._entered.controls.change_role(room, participant, role)
 
     async def move(self, room: RoomId, participant: ParticipantId, breakout: BreakoutId | None) -> None:
         """
@@ -283,31 +234,7 @@ class ModerationModule:
             NotInMeeting: Nobody of that id is in it.
             StoreError: Nothing changed.
         """
-        parts = self._entered
-        meeting = await parts.meetings.that_goes_on(room)
-        while True:
-            joining = [each for each in parts.joining.arriving(room, participant) if not each.joined.is_set()]
-            if joining:  # which would put them back to where they were let in
-                await joining[-1].joined.wait()
-                continue
-            listed = [each for each in self._audience.of(room, participant) if not each.is_over]
-            if not listed:
-                break
-            newest = listed[-1]
-            try:
-                await newest.be_moved(breakout)
-            except SessionEnded as error:
-                raise NotInMeeting(f"{participant} is not in the meeting") from error
-            return
-        # Nobody to deliver to: their connection is broken, and whoever comes back gets credentials then.
-        with parts.meetings.engaged(room):
-            await meeting.tasks.see_through(self._move_absent(meeting, participant, breakout))
-
-    async def _move_absent(self, meeting: Meeting, participant: ParticipantId, breakout: BreakoutId | None) -> None:
-        committed = await meeting.turns.commit_now(participant, Move(participant, breakout, is_action=True))
-        if isinstance(committed, Refusal):
-            raise NotInMeeting(f"{participant} is not in the meeting")
-        await meeting.agreement.remove_identities(participant, committed.before.state)
+        await self._entered.controls.move(room, participant, breakout)
 
     async def audit(self, room: RoomId, *, limit: int = 100, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
         """
@@ -343,7 +270,9 @@ class ModerationModule:
         Raises:
             StoreError: The store does not answer, and nobody may be let in.
         """
-        return await self._store.keep_once(Kept.TICKET, ticket, until=until, now=self._earliest_now())
+        return await self._store.keep_once(
+            Kept.TICKET, ticket, until=until, now=earliest_now(self._clock, self._wall_clock)
+        )
 
     async def check_store(self) -> None:
         """Return if the store can be written; raises `StoreError` if not."""
@@ -396,54 +325,24 @@ class ModerationModule:
         Raises:
             WebhookRefused: It is forged, too old, was here before, or cannot be read; to be answered with 401, or 400.
         """
-        parts = self._entered
-        try:
-            webhook = parts.webhooks.open(body, authorization)
-            await self._check_is_first(webhook)
-        except WebhookRefused as error:
-            metrics.WEBHOOKS.labels(error.reason).inc()
-            log.warning("webhook_refused", reason=error.reason)
-            raise
-        metrics.WEBHOOKS.labels("accepted").inc()
-        parts.meetings.react(webhook)
-
-    async def _check_is_first(self, webhook: Webhook) -> None:
-        if webhook.notice is None:
-            return  # once or twice, nothing follows from it
-        try:
-            now = self._earliest_now()
-            is_first = await self._store.keep_once(Kept.WEBHOOK, webhook.id, until=webhook.until, now=now)
-        except StoreError as error:  # what LiveKit reports is looked at all the same: that protects more
-            log.warning("webhook_not_kept", error=str(error))
-            return
-        if not is_first:
-            raise WebhookRefused("replayed")
-
-    def _earliest_now(self) -> float:
-        """
-        The time at which nothing that others have signed is over before it is.
-
-        That is checked by the system's clock, which may be stepped: what was used must stay known for as long as it
-        might be valid again.
-        """
-        return min(self._clock(), self._wall_clock())
-
-    # --- LiveKit -------------------------------------------------------------------------------------------------
-
-    async def _find_livekit(self, stack: AsyncExitStack) -> tuple[str, str, str]:
-        settings = self.settings
-        if settings.livekit_url and settings.livekit_api_key and settings.livekit_api_secret:
-            return settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value()
-        server = EmbeddedServer(
-            path=require(settings.livekit_server_path),
-            webhook_urls=() if self._webhook_url is None else (self._webhook_url,),
-            on_restart=self._on_restart,
-        )
-        await stack.enter_async_context(server)
-        self._embedded = server
-        return server.url, server.api_key, server.api_secret
+        await self._entered.reports.receive(body, authorization)
 
     def _on_restart(self) -> None:
         if self._parts is not None:
             self._parts.media.forget_rooms()
             self._parts.meetings.restore_rooms()
+
+
+async def _find_livekit(
+    settings: Settings, webhook_url: str | None, on_restart: Callable[[], None], stack: AsyncExitStack
+) -> tuple[str, str, str, EmbeddedServer | None]:
+    """Where LiveKit is, with key and secret; if no setting says so, one that runs until `stack` is left."""
+    if settings.livekit_url and settings.livekit_api_key and settings.livekit_api_secret:
+        return settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value(), None
+    server = EmbeddedServer(
+        path=require(settings.livekit_server_path),
+        webhook_urls=() if webhook_url is None else (webhook_url,),
+        on_restart=on_restart,
+    )
+    await stack.enter_async_context(server)
+    return server.url, server.api_key, server.api_secret, server

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from signaling import ModerationModule, Participant, Role, StoreError, metrics
 from signaling.identifiers import ParticipantId
-from signaling.livekit import room_service
+from signaling.livekit import availability
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.server import ModerationServer, internal, make_ticket
 from signaling.settings import ServerSettings
@@ -202,7 +202,7 @@ async def test_something_else_in_the_place_of_livekit_is_told_from_the_start(htt
 async def test_livekit_is_well_again_when_it_takes_calls(
     fake: FakeRoomService, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room_service, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(availability, "_LONGEST_PAUSE_S", 0.01)
     with fake.refuse("unauthenticated"):
         async with AsyncExitStack() as entering:
             host = await entering.enter_async_context(hosted(fake))
