@@ -12,6 +12,7 @@ from signaling.identifiers import Identity, LiveKitRoom, ParticipantId
 
 _POPOUT: Final = re.compile(r"(?P<owner>.+)-popout(?P<number>[1-9][0-9]*)", re.DOTALL)
 _SECOND_SESSION: Final = "#"
+_POPOUT_MARK: Final = "-popout"
 
 
 def owner_of(identity: Identity, state: MeetingState) -> ParticipantId:
@@ -20,9 +21,25 @@ def owner_of(identity: Identity, state: MeetingState) -> ParticipantId:
 
     Popouts count as their owner's, as they were issued and not by the look of a name; so does a second session.
     """
+    if not _is_marked(identity):
+        return ParticipantId(identity)
     base = _first_session(identity, state)
     popout = _issued_popout(base, state)
     return ParticipantId(base) if popout is None else popout
+
+
+def _is_marked(identity: Identity) -> bool:
+    """Whether an identity may be somebody else's by its look; hardly any is."""
+    return _SECOND_SESSION in identity or _POPOUT_MARK in identity
+
+
+def of_people(state: MeetingState, roster: Iterable[Presence], people: frozenset[ParticipantId]) -> Iterator[Presence]:
+    """Of who is in LiveKit, whatever is one of these people's."""
+    return (
+        presence
+        for presence in roster
+        if (owner_of(presence.identity, state) if _is_marked(presence.identity) else presence.identity) in people
+    )
 
 
 def _first_session(identity: Identity, state: MeetingState) -> Identity:
@@ -68,9 +85,7 @@ def plan(
     """
     calls = []
     everybody = list(roster)
-    for presence in everybody:
-        if about is not None and owner_of(presence.identity, state) not in about:
-            continue
+    for presence in everybody if about is None else of_people(state, everybody, about):
         call = call_for(state, presence, remove_unknown=remove_unknown, sources=sources, roster=everybody)
         if call is not None:
             calls.append(call)
@@ -197,6 +212,11 @@ def _is_member(state: MeetingState, presence: Presence) -> bool:
 def _is_ruled(state: MeetingState, presence: Presence) -> bool:
     """Whether LiveKit is to allow them just what the state says: whoever joined here, and is no service."""
     return _is_member(state, presence) and obeys_room(ParticipantId(presence.identity), state)
+
+
+def is_plain(state: MeetingState, presence: Presence) -> bool:
+    """Whether it follows from the state alone what LiveKit is to allow an identity, and not from who else is there."""
+    return _is_ruled(state, presence) and state.presenter != ParticipantId(presence.identity)
 
 
 def must_wait(state: MeetingState, presence: Presence, roster: Collection[Presence]) -> bool:

@@ -275,6 +275,10 @@ class MeetingState:
         breakouts = {member.breakout for member in self.members.values()}
         return frozenset(livekit_room(self.room, breakout) for breakout in breakouts)
 
+    def is_in_use(self, room: LiveKitRoom) -> bool:
+        """Whether somebody belongs in this LiveKit room."""
+        return any(livekit_room(self.room, member.breakout) == room for member in self.members.values())
+
 
 def new_meeting(room: RoomId, *, screen_share_requires_permission: bool) -> MeetingState:
     """A meeting that nobody has entered yet."""

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove
-from signaling.core.enforcement import call_for, must_wait, owner_of, plan
+from signaling.core.enforcement import call_for, is_plain, must_wait, owner_of, plan
 from signaling.core.state import MeetingState, Popouts
 from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError
 from signaling.identifiers import Identity, LiveKitRoom, ParticipantId
@@ -148,7 +148,9 @@ class Agreement:
                         await self._media.remove(*place)
                         self._roster.note_removed(place)
                     case Allow(sources=sources):
-                        await self._roster.note_before_change([presence])
+                        follows = is_plain(state, presence)
+                        if not follows:
+                            await self._roster.note_before_change([presence])
                         told = await self._media.allow(presence, sources)
                         self._roster.note(told)
                         if self._just_muted.mutings:
@@ -156,6 +158,9 @@ class Agreement:
                             self._just_muted.note_given(place, given)
                         if told.sid != presence.sid:
                             continue  # it was another session that was known: how this one was, nobody can tell
+                        is_exact = follows and told.permission.allows_exactly(sources)
+                        if is_exact and await self._journal.effective_state() is state:
+                            return Finding.CHANGED  # as asking once more would show
                 finding = Finding.CHANGED
             except ParticipantGone:
                 if looked_again:

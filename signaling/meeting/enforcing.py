@@ -11,7 +11,7 @@ from signaling.core.applying import apply
 from signaling.core.changes import MutesNoted
 from signaling.core.decisions import FRESH_S, Decision
 from signaling.core.effects import Agree, Expel, Finding, Mute, Presence, Priority, Stop, Track
-from signaling.core.enforcement import is_unknown, must_wait, owner_of, plan, silencing, strangers
+from signaling.core.enforcement import is_unknown, must_wait, of_people, owner_of, plan, silencing, strangers
 from signaling.core.participants import Source
 from signaling.core.policy import is_service
 from signaling.core.state import MeetingState
@@ -84,8 +84,10 @@ class Enforcing:
         Raises:
             MediaServerUnavailable: It said nothing of anybody concerned.
         """
-        before = await self._journal.state()
-        state = apply(before, decision.changes)
+        record = await self._journal.record()
+        before = record.state
+        is_staged = record.staged is decision  # then each call is made by the very same state
+        state = self._journal.effective_of(record) if is_staged else apply(before, decision.changes)
         match decision.effect:
             case Mute() as effect:
                 return await self._mute(state, decision, effect)
@@ -227,9 +229,8 @@ class Enforcing:
         roster = list(self._roster.presences)
         concerned = [
             presence
-            for presence in roster
+            for presence in (roster if participants is None else of_people(state, roster, participants))
             if presence.room in heard_of
-            and (participants is None or owner_of(presence.identity, state) in participants)
         ]
         # Whoever becomes the presenter gets the screen when it was taken away from everybody else, and not before.
         waiting = [presence for presence in concerned if must_wait(state, presence, roster)]
@@ -253,7 +254,8 @@ class Enforcing:
         if idle:
             spent_s = asyncio.get_running_loop().time() - began_at
             await asyncio.wait(idle.values(), timeout=min(IDLE_S, max(TURN_S - spent_s, 0)))
-        findings = {who: Finding.UNANSWERED for who in state.members if state.room_of(who) in silent}
+        missed = state.members if silent else ()
+        findings = {who: Finding.UNANSWERED for who in missed if state.room_of(who) in silent}
         for presence in concerned:
             worsen(findings, owner_of(presence.identity, state), Finding.AGREED)
         for place, task in urgent.items():

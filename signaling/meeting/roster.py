@@ -77,13 +77,9 @@ class Roster:
         else:
             yield from [place for place in self._known if place[1] == identity]
 
-    def present(self, state: MeetingState) -> dict[ParticipantId, Presence]:
-        """Who is where they belong, or has never joined, as of the last look."""
-        return {
-            ParticipantId(presence.identity): presence
-            for presence in self._known.values()
-            if state.room_of(ParticipantId(presence.identity)) in {None, presence.room}
-        }
+    def present(self, state: MeetingState) -> Mapping[ParticipantId, Presence]:
+        """Who is where they belong, or has never joined, as of the last look; to be read before the next."""
+        return _Present(self._known, state)
 
     def lock(self, identity: Identity) -> asyncio.Lock:
         """What whoever tells LiveKit of an identity holds: calls about one never overlap."""
@@ -135,12 +131,12 @@ class Roster:
         if self._listed_at.get(room, began_at) > began_at:
             return  # a list that was asked for later came first
         self._listed_at[room] = began_at
-        gone = {place for place in (*self._known, *self._told_at) if place[0] == room}
+        here = {listed.identity for listed in presences}
+        gone = {place for place in (*self._known, *self._told_at) if place[1] not in here and place[0] == room}
         changed: list[Presence] = []
         taken: CameInto = {}
         for listed in presences:
             place = (room, listed.identity)
-            gone.discard(place)
             known = self._known.get(place)
             # What LiveKit answered to a call is newer than a list that was asked for before.
             if known is listed or self._told_at.get(place, began_at) > began_at:
@@ -155,6 +151,8 @@ class Roster:
         for place in gone:
             if self._told_at.get(place, began_at) <= began_at:
                 self.drop(place)
+        # Older lists do not count any more, and newer ones are newer than this.
+        self._told_at = {place: at for place, at in self._told_at.items() if at > began_at or place[0] != room}
         if taken:
             await self._note_came(taken)
         if changed:
@@ -173,7 +171,7 @@ class Roster:
         state = await self._journal.effective_state()
         if room not in state.rooms - state.doomed:
             return ()  # of a meeting that is over, say
-        return await self._media.list_presences(room, make=room in state.rooms_in_use())
+        return await self._media.list_presences(room, make=state.is_in_use(room))
 
     def _is_being_told(self, place: Place) -> bool:
         """Whether a call about somebody is under way, or may yet take effect: what is seen of them may be our doing."""
@@ -273,6 +271,35 @@ class Roster:
         }
         self._came = {room: people for room, people in left.items() if people}
         self._journal.anticipate(CameSeen, CameSeen(self._came) if self._came else None)
+
+
+class _Present(Mapping[ParticipantId, Presence]):
+    """Who is where they belong, or has never joined. Most commands are about few of many, who are found one by one."""
+
+    def __init__(self, known: Mapping[Place, Presence], state: MeetingState) -> None:
+        self._known = known
+        self._state = state
+        self._all: dict[ParticipantId, Presence] | None = None
+
+    def __getitem__(self, participant: ParticipantId) -> Presence:
+        room = self._state.room_of(participant)
+        return self._everybody[participant] if room is None else self._known[room, Identity(participant)]
+
+    def __iter__(self) -> Iterator[ParticipantId]:
+        return iter(self._everybody)
+
+    def __len__(self) -> int:
+        return len(self._everybody)
+
+    @property
+    def _everybody(self) -> dict[ParticipantId, Presence]:
+        if self._all is None:
+            self._all = {
+                ParticipantId(presence.identity): presence
+                for presence in self._known.values()
+                if self._state.room_of(ParticipantId(presence.identity)) in {None, presence.room}
+            }
+        return self._all
 
 
 def _as_known(presence: Presence, known: Presence) -> Presence:

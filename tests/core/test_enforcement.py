@@ -21,6 +21,7 @@ from signaling.core.commands import End, Move
 from signaling.core.effects import Allow, Finding, Permission, Presence, Priority, Remove, Track
 from signaling.core.enforcement import (
     call_for,
+    is_plain,
     left_by_others,
     must_wait,
     owner_of,
@@ -689,3 +690,10 @@ def test_whoever_was_muted_and_is_heard_again_within_a_minute_is_found() -> None
 )
 def test_what_a_permission_lets_through(permission: Permission, allowed: tuple[Source, ...]) -> None:
     assert permission.allowed() == allowed
+
+
+def test_what_members_may_publish_follows_from_the_state_alone_but_for_presenter_and_services() -> None:
+    state = changed(joined(MEETING, somebody(RECORDER, kind=Kind.RECORDER)), PresenterSet(BOB))
+    everything = Permission(can_publish=True, sources=())
+    seen = [Presence(MAIN, Identity(who), everything) for who in (ALICE, BOB, CAROL, RECORDER, DAVE)]
+    assert [str(presence.identity) for presence in seen if is_plain(state, presence)] == [str(ALICE), str(CAROL)]

@@ -135,6 +135,8 @@ def test_people_belong_where_they_were_put() -> None:
     assert (state.room_of(ALICE), state.room_of(BOB)) == (MAIN, LEFT_ROOM)
     assert state.rooms_in_use() == {MAIN, LEFT_ROOM}
     assert changed(state, Departed(BOB, 5.0, "quit")).rooms_in_use() == {MAIN}
+    assert all(state.is_in_use(room) for room in (MAIN, LEFT_ROOM))
+    assert not changed(state, Departed(BOB, 5.0, "quit")).is_in_use(LEFT_ROOM)
 
 
 # --- Each change -------------------------------------------------------------------------------------------------
