@@ -14,16 +14,13 @@ from websockets.server import ServerProtocol
 
 from signaling.server.admission import Admission
 from signaling.server.allowance import Allowance
+from signaling.server.backlog import Backlog
 from signaling.server.departures import Departures
 
 log = structlog.get_logger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 5
 """How long a client has to answer a close."""
-MAX_UNREAD_BYTES: Final = 1024 * 1024
-"""Who has more than this waiting for them is not listened to until they have read, and is cut off if they do not."""
-MAX_WAITING_BYTES: Final = 16 * MAX_UNREAD_BYTES
-"""Who has more than this waiting for them is cut off, however fast they read."""
 MAX_REQUEST_BYTES: Final = 32 * 1024
 BURST_BYTES: Final = 2 * 1024 * 1024
 """What may be read at once of a connection that was quiet: two of the largest frames."""
@@ -31,7 +28,6 @@ FRAME_COST_BYTES: Final = 64
 """What a frame costs besides its own bytes, since the smallest ones cost most to take apart."""
 SLICE_BYTES: Final = 2 * 1024
 """What is read of one connection before others have a turn: some hundreds of the smallest frames."""
-_CHECKS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +88,7 @@ class Channel(ServerConnection):
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         self._pinged_at = 0.0
-        self._unread = 0
-        self._read_at = 0.0
-        self._watching: asyncio.TimerHandle | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._backlog: Backlog | None = None
 
     # --- Beginning -----------------------------------------------------------------------------------------------
 
@@ -208,7 +201,7 @@ class Channel(ServerConnection):
         if self._is_heard_out or self.state is State.CLOSING:
             return False
         is_opening = self.request is not None and self.state is State.CONNECTING
-        return is_opening or self.recv_messages.paused or self._watching is not None
+        return is_opening or self.recv_messages.paused or self._backlog is not None
 
     def _parse(self, data: bytes | bytearray) -> None:
         self._has_heard = False
@@ -255,71 +248,46 @@ class Channel(ServerConnection):
     def put(self, data: bytes) -> None:
         """Write, and wait for nothing; who never reads is cut off."""
         if not self.transport.is_closing():
-            before = self._begin_writing()
+            before = None if self._backlog is None else self._backlog.size
             self.transport.write(data)
-            self._end_writing(before)
+            if self._backlog is not None:
+                self._backlog.note_written(before)
 
     def send_data(self) -> None:
         """Write what the library has to say: closes, pings, and pongs, which it makes by itself."""
-        before = self._begin_writing()
+        before = None if self._backlog is None else self._backlog.size
         super().send_data()
-        self._end_writing(before)
+        if self._backlog is not None:
+            self._backlog.note_written(before)
 
     async def drain(self) -> None:
         """Nobody waits for a full buffer."""
 
     async def drained(self) -> None:
         """Wait until less than a mebibyte waits to be read, or the connection has ended."""
-        while self._watching is not None and not self.transport.is_closing():
-            if self._drained is None:
-                self._drained = self.loop.create_future()
-            await asyncio.shield(self._drained)
+        while self._backlog is not None and not self.transport.is_closing():
+            await self._backlog.drained()
 
     def pause_writing(self) -> None:
         """Stop listening: more than a mebibyte waits to be read."""
         self.paused = True
-        self._unread = self.transport.get_write_buffer_size()
-        self._read_at = self.loop.time()
-        self._watching = self.loop.call_later(self._timing.unread_s / _CHECKS, self._watch)
+        self._backlog = Backlog(self.transport, self.loop, unread_s=self._timing.unread_s, cut_off=self._cut_off)
         self._stop_reading()
 
     def resume_writing(self) -> None:
         """Listen again."""
         self.paused = False
-        self._stop_watching()
+        self._end_backlog()
         self._go_on()
 
-    def _begin_writing(self) -> int | None:
-        return None if self._watching is None else self.transport.get_write_buffer_size()
-
-    def _end_writing(self, before: int | None) -> None:
-        if self._watching is not None:
-            size = self.transport.get_write_buffer_size()
-            if before is not None:
-                self._unread += size - before
-            if size > MAX_WAITING_BYTES:
-                self._cut_off()
-
-    def _watch(self) -> None:
-        size, now = self.transport.get_write_buffer_size(), self.loop.time()
-        if size < self._unread:
-            self._unread, self._read_at = size, now
-        elif now - self._read_at >= self._timing.unread_s:
-            self._cut_off()
-            return
-        self._watching = self.loop.call_later(self._timing.unread_s / _CHECKS, self._watch)
-
-    def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
-        if self._drained is not None:
-            self._drained.set_result(None)
-            self._drained = None
+    def _end_backlog(self) -> None:
+        if self._backlog is not None:
+            self._backlog.stop()
+            self._backlog = None
 
     def _cut_off(self) -> None:
         log.warning("slow_reader_cut_off", connection=str(self.id))
-        self._stop_watching()
+        self._end_backlog()
         self.abort()
 
     # --- Being alive ---------------------------------------------------------------------------------------------
@@ -340,7 +308,7 @@ class Channel(ServerConnection):
         """Whatever was read since the ping, by us or by the client, is a sign of life."""
         if self.state is not State.OPEN:
             return
-        if self._watching is not None or self._parsing is not None or self._heard_at >= self._pinged_at:
+        if self._backlog is not None or self._parsing is not None or self._heard_at >= self._pinged_at:
             after_s = max(0, self._timing.ping_interval_s - self._timing.ping_timeout_s)
             self._set_timer(after_s, self._ping)
         else:
@@ -357,7 +325,7 @@ class Channel(ServerConnection):
             if handle is not None:
                 handle.cancel()
         self._timer = self._parsing = None
-        self._stop_watching()
+        self._end_backlog()
         if self._is_refused:
             return
         if self.state is State.CONNECTING:

@@ -19,7 +19,8 @@ from signaling.module import ModerationModule
 from signaling.server.addresses import cannot_listen, url_of
 from signaling.server.admission import Admission
 from signaling.server.allowance import Allowance
-from signaling.server.channel import BURST_BYTES, CLOSE_TIMEOUT_S, MAX_UNREAD_BYTES, Channel, Timing
+from signaling.server.backlog import MAX_UNREAD_BYTES
+from signaling.server.channel import BURST_BYTES, CLOSE_TIMEOUT_S, Channel, Timing
 from signaling.server.connection import MAX_FRAME_BYTES_BEFORE_JOINING, Connection
 from signaling.server.departures import Departures
 from signaling.server.handshake import PATH, Handshake, Origins, refusal

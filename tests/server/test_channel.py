@@ -16,13 +16,8 @@ from websockets.frames import Frame, Opcode
 from signaling.identifiers import ParticipantId
 from signaling.messages.envelope import Delivery
 from signaling.messages.livekit import MicrophoneRestrictionsEnabled
-from signaling.server.channel import (
-    FRAME_COST_BYTES,
-    MAX_UNREAD_BYTES,
-    MAX_WAITING_BYTES,
-    SLICE_BYTES,
-    Channel,
-)
+from signaling.server.backlog import MAX_UNREAD_BYTES, MAX_WAITING_BYTES
+from signaling.server.channel import FRAME_COST_BYTES, SLICE_BYTES, Channel
 from signaling.server.websocket import Timing
 from signaling.testing.client import Received
 from signaling.testing.fake_room_service import FakeRoomService

@@ -12,7 +12,8 @@ from signaling.identifiers import ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import Delivery
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
-from signaling.server.channel import MAX_UNREAD_BYTES, Channel
+from signaling.server.backlog import MAX_UNREAD_BYTES
+from signaling.server.channel import Channel
 from signaling.server.connection import Connection
 from signaling.server.websocket import Timing
 from signaling.session import Deliver, Session

@@ -14,7 +14,7 @@ from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.envelope import MAX_FRAME_BYTES, Delivery
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import outbox
-from signaling.server.channel import MAX_UNREAD_BYTES
+from signaling.server.backlog import MAX_UNREAD_BYTES
 from signaling.server.websocket import Timing
 from tests.server.hosting import PING, Hosted, ask, command, hosted, take
 
