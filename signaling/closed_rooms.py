@@ -55,9 +55,12 @@ class ClosedRooms:
 
     async def load(self) -> None:
         """Go on with what other processes have closed."""
+        before = dict(self._until)
         kept = await self._store.kept(Kept.CLOSED_ROOM, now=self._clock())
         rooms = {LiveKitRoom(room): until for room, until in kept.items()}
-        self._until = {room: until for room, until in rooms.items() if not await self._is_in_use(room)}
+        found = {room: until for room, until in rooms.items() if not await self._is_in_use(room)}
+        closed_since = {room: until for room, until in self._until.items() if before.get(room) != until}
+        self._until = found | closed_since
 
     def __contains__(self, room: LiveKitRoom) -> bool:
         return self._until.get(room, 0) > self._clock()
