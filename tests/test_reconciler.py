@@ -61,6 +61,9 @@ EVERY_SOURCE = models.ParticipantPermission(
     can_publish=True,
     can_publish_sources=[models.CAMERA, models.MICROPHONE, models.SCREEN_SHARE, models.SCREEN_SHARE_AUDIO],
 )
+WITHOUT_SCREEN = models.ParticipantPermission(
+    can_subscribe=True, can_publish=True, can_publish_sources=[models.CAMERA, models.MICROPHONE]
+)
 EVERYTHING = models.ParticipantPermission(can_subscribe=True, can_publish=True)
 NOTHING = models.ParticipantPermission(can_subscribe=True)
 
@@ -902,6 +905,28 @@ async def test_what_drifts_is_repaired_by_the_next_sweep(meeting: OnFake) -> Non
         for _ in range(3):
             await until(lambda: not meeting.may(BOB))
             meeting.rejoin(BOB)
+
+
+async def test_what_was_right_by_an_older_state_is_not_so_by_a_newer(meeting: OnFake) -> None:
+    await meeting.reconciler.go_over(None)
+    meeting.restrict()
+    await meeting.reconciler.go_over(None)
+    assert not meeting.may(BOB)
+    assert not meeting.may(CAROL)
+    meeting.unrestrict()
+    await meeting.reconciler.go_over(None)
+    assert meeting.may(BOB)
+    assert meeting.may(CAROL)
+
+
+async def test_a_sweep_gives_the_presenter_the_screen_that_others_have_lost(meeting: OnFake) -> None:
+    await meeting.reconciler.go_over(None)
+    meeting.decide(PresenterSet(BOB))
+    meeting.rejoin(BOB, WITHOUT_SCREEN)
+    await meeting.reconciler.go_over(None)  # Alice and Carol had it until now
+    assert not meeting.may(BOB, "screen_share")
+    await meeting.reconciler.go_over(None)
+    assert meeting.may(BOB, "screen_share")
 
 
 @pytest.mark.parametrize("error", [StoreError("gone"), LookupError("a bug"), MediaServerUnavailable("hangs")])

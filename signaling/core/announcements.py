@@ -27,7 +27,7 @@ from signaling.core.effects import Expel, Finding
 from signaling.core.participants import SERVICES, Role, Source
 from signaling.core.policy import publishable
 from signaling.core.state import MeetingState
-from signaling.identifiers import CONTROLLER, CommandId, ParticipantId
+from signaling.identifiers import CONTROLLER, ParticipantId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event, in_order, rfc3339
 
@@ -51,11 +51,10 @@ Audience = Everyone | Only
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """An event, and who is told; the sender of the command that caused it knows its own copy by that command."""
+    """An event, and who is told."""
 
     audience: Audience
     event: Event
-    cause: CommandId | None = None
 
 
 def mute_announcements(

@@ -1,7 +1,7 @@
 """From what LiveKit did to the state that holds, what everybody is told, and what it came to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
@@ -85,7 +85,7 @@ def conclude(
         told.append(to_moderators(after, action_taken(decision, outcomes)))
     return Conclusion(
         changes=changes,
-        announcements=tuple(replace(announcement, cause=decision.command_id) for announcement in told),
+        announcements=tuple(told),
         outcomes=outcomes,
         # A mute or stop that failed is not promised: it is tried again for a few seconds only.
         repaired_later=in_order(failed) if isinstance(effect, Agree | Expel) or _is_held(effect) else (),

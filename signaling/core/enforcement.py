@@ -280,6 +280,8 @@ def is_stranger(state: MeetingState, presence: Presence) -> bool:
 def is_unknown(state: MeetingState, presence: Presence) -> bool:
     """Whether they are a stranger whom moderators see: not one who was here, and is about to be removed again."""
     participant = ParticipantId(presence.identity)
+    if participant in state.members:  # as hardly anybody is not, whom every sweep asks about
+        return False
     return is_stranger(state, presence) and participant not in state.departed and participant not in state.bans
 
 

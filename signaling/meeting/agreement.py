@@ -1,7 +1,7 @@
 """What makes LiveKit agree about people, one call at a time for each of them."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,6 +90,8 @@ class Agreement:
         self._remove_unknown = remove_unknown
         self._settling: dict[Place, asyncio.Task[Finding]] = {}
         self._tasks: set[asyncio.Task[Finding]] = set()
+        self._right: tuple[MeetingState | None, Mapping[Place, Presence]] = None, {}
+        """Whom the last look at everybody found as they should be, and by what state."""
 
     # --- One identity --------------------------------------------------------------------------------------------
 
@@ -241,10 +243,15 @@ class Agreement:
             rooms = state.rooms
         silent = await self._roster.look(rooms)
         found, due = self._roster.copy(), self._due.people()
-        calls = plan(state, found.values(), remove_unknown=self._remove_unknown, about=people)
+        if people is None:
+            calls = plan(state, self._perhaps_wrong(state, found), remove_unknown=self._remove_unknown)
+            wrong = {(call.room, call.identity) for call in calls}
+            self._right = state, {place: presence for place, presence in found.items() if place not in wrong}
+        else:
+            calls = plan(state, found.values(), remove_unknown=self._remove_unknown, about=people)
         waiting = {
             owner_of(presence.identity, state)
-            for presence in found.values()
+            for presence in (() if state.presenter is None else found.values())
             if must_wait(state, presence, found.values())
         }
         priority = Priority.SWEEP if people is None else Priority.REPAIR
@@ -270,6 +277,17 @@ class Agreement:
             # Whoever became due meanwhile is due for another look.
             self._due.note_agreed((self._due.people() if people is None else people) - failed)
         return Looked(state, people, tuple(told), silent)
+
+    def _perhaps_wrong(self, state: MeetingState, found: Mapping[Place, Presence]) -> Collection[Presence]:
+        """
+        All but those who were found right by this very state, and are as they were then.
+
+        What a presenter is allowed depends on everybody else.
+        """
+        by, right = self._right
+        if by is not state or state.presenter is not None:
+            return found.values()
+        return [presence for place, presence in found.items() if right.get(place) is not presence]
 
     async def close(self) -> None:
         """End what is under way."""

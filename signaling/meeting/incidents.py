@@ -91,7 +91,7 @@ class Incidents:
         tracks = self._roster.tracks()
         self._unaccompanied_since = {sid: at for sid, at in self._unaccompanied_since.items() if sid in tracks}
         await self.look_for_bypasses(
-            [presence for presence in self._roster.presences if looked.concerns(presence.identity)]
+            [presence for presence in self._roster.presences if presence.tracks and looked.concerns(presence.identity)]
         )
 
     async def note_sweep(self) -> None:

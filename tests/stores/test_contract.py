@@ -174,7 +174,7 @@ async def test_listeners_are_told_before_write_returns(store: Store) -> None:
     told: list[tuple[str, Commit]] = []
     store.listen(lambda made: told.append(("first", made)))
     store.listen(lambda made: told.append(("second", made)))
-    announcements = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled(), CommandId("c-1"))]
+    announcements = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled())]
     assert await store.append(commit(1, announcements=announcements))
     expected = commit(1, announcements=announcements)
     assert told == [("first", expected), ("second", expected)]
@@ -222,7 +222,7 @@ async def test_a_cancelled_write_is_told_of_once(store: Store, commits: list[Com
 
 
 async def test_what_followed_a_revision_can_be_read(store: Store) -> None:
-    announced = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled(), CommandId("c-2"))]
+    announced = [Announcement(Everyone(), livekit.MicrophoneRestrictionsDisabled())]
     made = [commit(1), commit(2, announcements=announced, audit=entry(2)), commit(3)]
     for each in made:
         assert await store.append(each)

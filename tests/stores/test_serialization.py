@@ -198,7 +198,6 @@ def test_an_entry_is_kept_with_what_it_told() -> None:
                 "event": "livekit_moderation/muted",
                 "payload": {"message": "muted", "moderator": "alice", "sources": ["microphone"]},
             },
-            "cause": None,
         }
     ]
     assert data["origin"] == {"session": "s", "transaction_id": 2**64 - 1}
