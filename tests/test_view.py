@@ -1,14 +1,17 @@
 """The meeting as it is shown, and what a copy of it needs to be kept up to date."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signaling.meeting.view import difference
+from signaling.core.participants import Kind, Role
+from signaling.core.state import MeetingState, Member
+from signaling.meeting.view import Attendance, difference
 from signaling.messages import moderation
-from tests.core.meetings import ALICE, BOB, CAROL
+from tests.core.meetings import ALICE, BOARD, BOB, CAROL
 
 PEOPLE = st.sampled_from([ALICE, BOB, CAROL])
 SOURCES = st.sampled_from(get_args(moderation.SourceName))
@@ -94,3 +97,60 @@ def test_only_what_differs_is_told(before: moderation.StateView, after: moderati
     present = {person.participant: person for person in after.participants}
     people = {person["participant"] for person in told.get("participants", ())}
     assert people == {who for who in known.keys() | present.keys() if known.get(who) != present.get(who)}
+
+
+MEMBERS = st.builds(
+    Member,
+    role=st.sampled_from(Role),
+    kind=st.sampled_from(Kind),
+    joined_at=st.just(0.0),
+    hand_is_up=st.booleans(),
+)
+STATES = st.builds(
+    MeetingState,
+    st.just(BOARD),
+    members=st.dictionaries(PEOPLE, MEMBERS),
+    roles=st.dictionaries(PEOPLE, st.sampled_from(Role)),
+)
+STEPS = st.one_of(
+    st.builds(lambda who, member: {"members": {who: member}}, PEOPLE, MEMBERS),
+    st.builds(lambda who, role: {"roles": {who: role}}, PEOPLE, st.sampled_from(Role)),
+    st.builds(lambda who: {"gone": who}, PEOPLE),
+)
+
+
+def stepped(state: MeetingState, step: dict[str, Any]) -> MeetingState:
+    """The state with somebody or a role more, or somebody less; whoever did not change is the same object."""
+    return replace(
+        state,
+        members={
+            who: it for who, it in {**state.members, **step.get("members", {})}.items() if who != step.get("gone")
+        },
+        roles={**state.roles, **step.get("roles", {})},
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(state=STATES, steps=st.lists(STEPS, max_size=6), other=STATES)
+def test_attendance_that_is_kept_up_is_what_it_would_be_anew(
+    state: MeetingState, steps: list[dict[str, Any]], other: MeetingState
+) -> None:
+    kept_up = Attendance()
+    states = [state]
+    for step in steps:
+        states.append(stepped(states[-1], step))
+    for each in [*states, other, *reversed(states)]:
+        assert kept_up.entries(each) == Attendance().entries(each)
+
+
+def test_what_is_said_of_somebody_is_made_anew_only_when_it_changes() -> None:
+    member = Member(Role.USER, Kind.USER, 0.0)
+    people = {CAROL: member, ALICE: member, BOB: replace(member, kind=Kind.RECORDER)}
+    state = MeetingState(BOARD, members=people)
+    attendance = Attendance()
+    alice, carol = attendance.entries(state)
+    assert (alice.id, carol.id) == (ALICE, CAROL)
+    assert (alice.control.role, carol.control.role) == ("user", "user")
+    again = attendance.entries(replace(state, roles={CAROL: Role.MODERATOR}))
+    assert again[0] is alice
+    assert again[1].control.role == "moderator"

@@ -1,7 +1,9 @@
 """The meeting as it is shown: to a moderator, to a joiner, and to the person concerned."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 from signaling.core.announcements import control_data
@@ -30,22 +32,35 @@ class Attendance:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[ParticipantId, tuple[Member, Role, control.ParticipantEntry]] = {}
+        self._members: Mapping[ParticipantId, Member] = {}
+        self._roles: Mapping[ParticipantId, Role] = {}
+        self._entries: list[control.ParticipantEntry] = []
 
     def entries(self, state: MeetingState) -> list[control.ParticipantEntry]:
         """Everybody by id; services are not seen."""
-        known, self._entries = self._entries, {}
-        for participant in sorted(state.members):
-            member, role = state.members[participant], state.role_of(participant)
-            if member.kind in SERVICES:
-                continue
-            entry = known.get(participant)
-            if entry is None or entry[0] is not member or entry[1] is not role:
+        for participant in self._changed(state):
+            at = bisect_left(self._entries, participant, key=attrgetter("id"))
+            is_listed = at < len(self._entries) and self._entries[at].id == participant
+            member, now = state.members.get(participant), []
+            if member is not None and member.kind not in SERVICES:
                 data = control_data(state, participant)
                 assert data is not None  # noqa: S101 - they are a member
-                entry = member, role, control.ParticipantEntry(id=participant, control=data)
-            self._entries[participant] = entry
-        return [entry for _, _, entry in self._entries.values()]
+                now = [control.ParticipantEntry(id=participant, control=data)]
+            self._entries[at : at + is_listed] = now
+        self._members, self._roles = state.members, state.roles
+        return list(self._entries)
+
+    def _changed(self, state: MeetingState) -> set[ParticipantId]:
+        """Who came, went, or is another than the last time; what did not change is the same object."""
+        before, after = self._members, state.members
+        changed: set[ParticipantId] = set()
+        if after is not before:
+            changed.update(who for who, member in after.items() if before.get(who) is not member)
+            changed.update(before.keys() - after.keys())
+        if state.roles is not self._roles:
+            given = self._roles.keys() | state.roles.keys()
+            changed.update(who for who in given if self._roles.get(who) is not state.roles.get(who))
+        return changed
 
 
 def join_data(record: Record, credentials: livekit.Credentials) -> livekit.JoinData:
