@@ -13,7 +13,7 @@ from signaling.core.state import MeetingState
 from signaling.identifiers import BreakoutId, ParticipantId, RoomId, SessionId
 from signaling.meeting.meeting import Meeting
 from signaling.messages import moderation
-from signaling.messages.base import Event
+from signaling.messages.base import Event, Namespace
 from signaling.messages.envelope import Delivery, TransactionId
 from signaling.stores.contract import Commit, Entry
 
@@ -38,9 +38,6 @@ class Connected(Protocol):
     @property
     def is_over(self) -> bool:
         """Whether nothing is delivered any more, whoever ended it."""
-
-    def may_see(self, event: Event) -> bool:
-        """Whether events of this namespace go there."""
 
     def tell(self, event: Event, transaction_id: TransactionId | None = None) -> None:
         """Deliver an event there alone."""
@@ -155,15 +152,17 @@ class Audience:
                 people = [person for person in sessions if person not in but]
             case only:
                 people = [person for person in only.participants if person in sessions]
+        own, own_session = delivery, None
+        if origin is not None and origin.transaction_id is not None:
+            own, own_session = Delivery(event, delivery.timestamp, origin.transaction_id), origin.session
+        needs_control = event.namespace is Namespace.CONTROL
+        needs_moderation = event.namespace is Namespace.MODERATION
+        revision = entry.revision
         for person in people:
             for session in tuple(sessions[person]):
-                if not session.may_see(event):
+                if (needs_control and not session.has_control) or (needs_moderation and not session.has_moderation):
                     continue
-                if origin is not None and session.key == origin.session and origin.transaction_id is not None:
-                    own = Delivery(event, delivery.timestamp, origin.transaction_id)
-                    session.push(own, entry.revision)
-                else:
-                    session.push(delivery, entry.revision)
+                session.push(own if session.key == own_session else delivery, revision)
         if isinstance(event, moderation.Kicked):
             for person in people:
                 for session in tuple(sessions[person]):

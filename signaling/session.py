@@ -259,16 +259,6 @@ class Session:
         """Whether whoever let the participant in does not want to know any more."""
         return self._is_given_up
 
-    def may_see(self, event: Event) -> bool:
-        """Whether events of this namespace go to this session."""
-        match event.namespace:
-            case Namespace.CONTROL:
-                return self.has_control
-            case Namespace.MODERATION:
-                return self.has_moderation
-            case _:
-                return True
-
     def tell(self, event: Event, transaction_id: TransactionId | None = None) -> None:
         """Deliver an event to this session alone."""
         self.push(Delivery(event, self._audience.timestamp(), transaction_id), None)
