@@ -26,7 +26,7 @@ class Connected(Protocol):
     key: SessionId
     id: ParticipantId
     room: RoomId
-    joined: asyncio.Event
+    joined: asyncio.Future[None]
     has_entered: bool
     has_control: bool
     has_moderation: bool
@@ -80,7 +80,8 @@ class Audience:
         sessions = self._sessions.get(session.room, {})
         listed = sessions.get(session.id, [])
         session.meeting.view.watchers.discard(session)
-        session.joined.set()
+        if not session.joined.done():
+            session.joined.set_result(None)
         if session in listed:
             listed.remove(session)
             metrics.SESSIONS.dec()

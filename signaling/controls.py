@@ -1,5 +1,7 @@
 """What a controller does to somebody in a meeting, wherever their connection is, and whether or not they have one."""
 
+import asyncio
+
 from signaling.audience import Audience
 from signaling.core.commands import ChangeRole, Move
 from signaling.core.decisions import Refusal
@@ -37,9 +39,9 @@ class Controls:
         """Move somebody to a breakout, or back; see `ModerationModule.move`."""
         meeting = await self._meetings.that_goes_on(room)
         while True:
-            joining = [each for each in self._joining.arriving(room, participant) if not each.joined.is_set()]
+            joining = [each for each in self._joining.arriving(room, participant) if not each.joined.done()]
             if joining:  # which would put them back to where they were let in
-                await joining[-1].joined.wait()
+                await asyncio.wait({joining[-1].joined})
                 continue
             listed = [each for each in self._audience.of(room, participant) if not each.is_over]
             if not listed:

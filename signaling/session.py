@@ -1,6 +1,7 @@
 """One participant's way into a meeting."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Session:
         key: Our id of the session.
         id: The participant.
         room: The meeting.
-        joined: Set when joining is complete, or has come to nothing.
+        joined: Done when joining is complete, or has come to nothing.
         has_entered: Whether the participant is, or was, in the meeting by this session.
         found: What the participant found, once they have been let in.
     """
@@ -73,7 +74,7 @@ class Session:
         self.id = participant
         self.room = meeting.room
         self._ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
-        self.joined = asyncio.Event()
+        self.joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.has_control = CONTROL in extensions
         self.has_moderation = MODERATION in extensions
         self.found: Found | None = None
@@ -89,7 +90,7 @@ class Session:
         self._is_over = False
         self._is_given_up = False
         self._ends: tuple[int, EndReason] | None = None
-        self._join_data: livekit.JoinData | None = None
+        self._join_data: bytes | None = None
         self._join_success: control.JoinSuccess | None = None
 
     @property
@@ -105,7 +106,10 @@ class Session:
     @property
     def join_data(self) -> dict[str, object] | None:
         """What the host tells the joiner under the key `livekit`; `None` while LiveKit does not answer."""
-        return None if self._join_data is None else self._join_data.model_dump(mode="json", exclude_none=True)
+        if self._join_data is None:
+            return None
+        data: dict[str, object] = json.loads(self._join_data)
+        return data
 
     def take_join_success(self) -> control.JoinSuccess:
         """
@@ -203,7 +207,7 @@ class Session:
             self._join_data = None
             self.tell(livekit.LiveKitError(error="livekit_unavailable"))
         else:
-            self._join_data = join_data(record, credentials)
+            self._join_data = _kept(join_data(record, credentials))
             self.tell(credentials)
 
     async def leave(self, reason: control.LeaveReason = "quit") -> None:
@@ -280,10 +284,11 @@ class Session:
         self, revision: int, join_data: livekit.JoinData | None, join_success: control.JoinSuccess | None
     ) -> None:
         """From here on deliveries go out, beginning with those that came after `revision`."""
-        self._join_data = join_data
+        self._join_data = None if join_data is None else _kept(join_data)
         self._join_success = join_success
         self._since = revision
-        self.joined.set()
+        if not self.joined.done():
+            self.joined.set_result(None)
         held_back, self._held_back = self._held_back, []
         for committed, delivery in held_back:
             self.push(delivery, committed)
@@ -323,3 +328,8 @@ class Session:
     def has_begun(self) -> bool:
         """Whether joining is complete."""
         return self._since is not None
+
+
+def _kept(data: livekit.JoinData) -> bytes:
+    """As it is kept for as long as the session: a message takes several times as much memory as its JSON."""
+    return data.model_dump_json(exclude_none=True).encode()

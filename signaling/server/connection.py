@@ -86,7 +86,7 @@ class Connection:
         self._joining: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[EndReason] | None = None
         self._held_back: list[Delivery] | None = []
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = 0
         self._showing = asyncio.Lock()
         self._last_timestamp = 0.0
         self._deadline: asyncio.TimerHandle | None = None
@@ -140,7 +140,7 @@ class Connection:
             self._allowance.spend(1 + len(text) // COMMAND_LENGTH)
             if self._session is None:
                 self._receive_before_joining(frame)
-            elif len(self._running) >= MAX_RUNNING:
+            elif self._running >= MAX_RUNNING:
                 self._refuse(frame, RETRY_AFTER_S)
             else:
                 self._run(self._session, frame)
@@ -156,8 +156,11 @@ class Connection:
     def _run(self, session: Session, frame: Frame) -> None:
         shows = frame.namespace is Namespace.MODERATION and named_action(frame.namespace, frame.payload) in _SHOWING
         task = self._spawn(self._show(session, frame) if shows else _pass_on(session, frame))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running += 1
+        task.add_done_callback(self._on_answered)
+
+    def _on_answered(self, _: asyncio.Task[None]) -> None:
+        self._running -= 1
 
     async def _show(self, session: Session, frame: Frame) -> None:
         """Carry out what has a long answer: the next when the one before has been read."""
@@ -226,11 +229,12 @@ class Connection:
             await self._give_up(CloseCode.INTERNAL_ERROR, transaction_id)
             return
         self._session = session
+        self._joining = None  # a task that is done takes a kibibyte
         self._socket.accept_frames_of(MAX_FRAME_BYTES)
         held_back, self._held_back = self._held_back or [], None
         self._answer(session.take_join_success(), transaction_id)
         for delivery in held_back:
-            self._send(delivery)
+            self._deliver(delivery)
         self._ended = session.ended
         self._ended.add_done_callback(self._on_ended)
 
@@ -240,7 +244,7 @@ class Connection:
 
     def _check_joined(self) -> None:
         """Close on somebody who has not sent `join`; what they sent may wait for its turn for as long again."""
-        if self._joining is not None:
+        if self._joining is not None or self._session is not None:
             return
         if self._socket.is_behind and not self._is_late:
             self._is_late = True
@@ -254,16 +258,13 @@ class Connection:
     def _deliver(self, delivery: Delivery) -> None:
         """Send what the module delivers; what comes before `join_success` waits for it."""
         if self._held_back is None:
-            self._send(delivery)
+            self._outbox.put(self._socket, self._stamped(delivery))
         else:
             self._held_back.append(delivery)
 
     def _answer(self, event: Event, transaction_id: TransactionId | None = None) -> None:
         delivery = Delivery(event, self._module.timestamp(), transaction_id)
         self._outbox.put_first(self._socket, self._stamped(delivery))
-
-    def _send(self, delivery: Delivery) -> None:
-        self._outbox.put(self._socket, self._stamped(delivery))
 
     def _stamped(self, delivery: Delivery) -> Delivery:
         """As it goes out next: no time is before the last one."""
