@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from livekit.protocol import models
@@ -9,7 +10,7 @@ from livekit.protocol import models
 import signaling.meetings
 from signaling import Role
 from signaling.core.participants import Source
-from signaling.identifiers import BreakoutId
+from signaling.identifiers import BreakoutId, SessionId
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.webhooks import sign_webhook, webhook_of
@@ -155,6 +156,17 @@ async def test_who_is_here_by_a_session_elsewhere_does_not_go_by_an_older_one(
     assert await connected(store) == {"bob"}
 
 
+async def test_a_place_is_that_of_the_session_in_the_state_whatever_has_been_heard_of(
+    nodes: Nodes, store: MemoryStore
+) -> None:
+    bob = await nodes[0].join("bob")
+    record = await store.read(ROOM)
+    assert record is not None
+    assert bob.session.has_place(record.state)
+    elsewhere = replace(record.state.members[bob.id], session=SessionId("elsewhere"))
+    assert not bob.session.has_place(replace(record.state, members={bob.id: elsewhere}))
+
+
 async def test_who_is_kicked_from_elsewhere_is_told_and_goes(nodes: Nodes) -> None:
     one, other = nodes
     alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
@@ -193,6 +205,21 @@ async def test_a_meeting_that_is_ended_elsewhere_is_over_here(nodes: Nodes) -> N
     for node in nodes:
         await until(lambda node=node: node.module._entered.meetings.get(ROOM) is None)  # type: ignore[misc]
     assert one.fake.rooms == ()
+
+
+async def test_rooms_of_a_meeting_are_deleted_though_whoever_ended_it_does_no_more(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> None:
+        """As if the process were gone."""
+
+    one, other = nodes
+    await one.join("alice", Role.MODERATOR)
+    await other.join("bob")
+    monkeypatch.setattr(one.module._entered.meetings[ROOM].rooms, "delete_doomed", nothing)
+    await one.module.close_room(ROOM)
+    await until(lambda: one.fake.rooms == ())
+    await until(lambda: other.module._entered.meetings.get(ROOM) is None)
 
 
 async def test_a_room_that_was_closed_makes_way_once(nodes: Nodes) -> None:
