@@ -13,7 +13,20 @@ from pydantic_core import PydanticSerializationError
 
 from signaling.core.announcements import Announcement, Everyone, Only
 from signaling.core.applying import apply
-from signaling.core.changes import Banned, Change, Ended, Granted, PresenterSet, Revoked
+from signaling.core.changes import (
+    Asked,
+    Banned,
+    Change,
+    ConnectionLost,
+    Ended,
+    Granted,
+    Held,
+    MutesNoted,
+    PresenterSet,
+    Restricted,
+    Revoked,
+    RoleGiven,
+)
 from signaling.core.commands import (
     AnyCommand,
     Bypass,
@@ -34,7 +47,7 @@ from signaling.core.commands import (
 from signaling.core.decisions import Decision, decide
 from signaling.core.effects import Effect, Finding, Mute, Presence, Stop
 from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import Block, BlockCause, Came, MeetingState, Member, Setting
+from signaling.core.state import Block, BlockCause, Came, MeetingState, Member, Setting, UnmuteRequest
 from signaling.errors import StoreError
 from signaling.identifiers import CONTROLLER, BreakoutId, CommandId, ParticipantId, RoomId, SessionId, TrackSid
 from signaling.messages import control, livekit, moderation
@@ -155,14 +168,28 @@ SEEN = {Mute: Finding.MUTED, Stop: Finding.STOPPED}
 def test_whatever_is_decided_and_comes_of_it_comes_back(
     command: AnyCommand, strangers: dict[ParticipantId, Presence]
 ) -> None:
-    busy = apply(MEETING, (Banned(frozenset({CAROL})), PresenterSet(BOB)))
-    for state, sender in itertools.product((MEETING, busy), (CONTROLLER, ALICE, BOB)):
+    microphone = frozenset({Source.MICROPHONE})
+    until = AT - 1
+    kept_from_bob = (Held(frozenset({BOB}), microphone, until), Restricted(Source.CAMERA, frozenset({BOB}), until))
+    asked = Asked("c-1", UnmuteRequest(BOB, ALICE, AT + 60), until)
+    busy = apply(MEETING, (Banned(frozenset({CAROL})), PresenterSet(BOB), MutesNoted({BOB: microphone}, until)))
+    later = apply(apply(busy, kept_from_bob, command_id=CommandId("c-1")), (asked,))
+    away = apply(later, (ConnectionLost(frozenset({BOB}), AT), RoleGiven(BOB, Role.MODERATOR)))
+    empty = replace(MEETING, members={}, empty_since=AT)
+    is_decided = False
+    for state, sender in itertools.product((MEETING, busy, later, away, empty), (CONTROLLER, ALICE, BOB)):
         decision = decide(state, sender, command, now=AT, command_id=CommandId("c"), strangers=strangers)
         if not isinstance(decision, Decision):
             continue
+        is_decided = True
         finding = SEEN.get(type(decision.effect), Finding.CHANGED)
-        for record in (Record(1, state, decision), Record(2, conclude(state, decision, {BOB: finding}).state)):
+        concluded = conclude(state, decision, {BOB: finding})
+        for record in (Record(1, state, decision), Record(2, concluded.state)):
             assert load_record(dump_record(record)) == record
+        told = tuple(concluded.announcements)
+        entry = Entry(BOARD, 2, AT, concluded.changes, staging=Staged(decision), announcements=told)
+        assert load_entry(dump_entry(entry)) == entry
+    assert is_decided
 
 
 def test_every_command_is_among_them() -> None:

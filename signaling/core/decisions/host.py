@@ -104,7 +104,7 @@ def decide_for_host(state: MeetingState, command: HostCommand, now: float, comma
         case Bypass():
             return _note_bypass(state, command, now, command_id)
         case NoteUnmutedAgain(participants):
-            noted = participants & state.mutes.keys()
+            noted = participants.intersection(state.mutes)
             if not noted:
                 return Refusal("nothing_to_do")
             forgotten = (MutesForgotten(noted),)
