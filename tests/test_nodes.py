@@ -104,7 +104,7 @@ async def test_the_people_of_a_node_that_is_gone_have_the_grace_to_come_back_any
 async def test_a_node_that_says_nothing_for_long_counts_as_gone(
     fake: FakeRoomService, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signaling.meetings, "LIVES_S", 0.2)
+    monkeypatch.setattr(signaling.meetings, "LIVES_S", 1.0)
     async with meeting_on_fake(fake, store=store) as one, meeting_on_fake(fake, store=store) as other:
         await one.join("alice", Role.MODERATOR)
         await other.join("bob")
