@@ -207,11 +207,10 @@ class Meetings:
 
     async def _give_grace(self, meeting: Meeting) -> None:
         """Whoever was connected to a process that is gone has the grace period to return."""
-        newest = meeting.journal.newest
-        members = {} if newest is None else newest.state.members
-        gone = [
-            who for who, member in members.items() if member.returns_until is None and member.node not in self._alive
-        ]
+        if (newest := meeting.journal.newest) is None:
+            return
+        connected = (who for who, member in newest.state.members.items() if member.returns_until is None)
+        gone = [who for who in connected if self._was_elsewhere(who, newest.state)]
         if gone:
             await meeting.places.lose_connections({who: partial(self._was_elsewhere, who) for who in gone})
 
