@@ -199,8 +199,8 @@ class Answers:
 
     async def _why_unknown(self, room: RoomId, command_id: CommandId) -> Refusal:
         """What a command that the state does not remember is: known from the audit alone, or not at all."""
-        is_known = await self._store.has_audited(room, command_id)
-        return Refusal("not_undoable" if is_known else "unknown_command_id")
+        entry = await self._store.audited(room, command_id)
+        return Refusal("unknown_command_id" if entry is None else "not_undoable")
 
     async def _renew(self, session: Connected, transaction_id: TransactionId | None) -> Refusal | None:
         credentials = await self._credentials.mint(session.meeting, session.id)

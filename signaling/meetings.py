@@ -93,6 +93,7 @@ class Meetings:
                 on_state_changed=lambda changed: self._on_state_changed(room, changed),
             )
             self._meetings[room] = meeting
+            self._store.follow(room)
             metrics.MEETINGS.inc()
             meeting.start()
         return meeting
@@ -146,6 +147,7 @@ class Meetings:
             is_over = not is_ours and not meeting.due.count()  # for this process
         if is_over and self._is_unused(room) and self._meetings.get(room) is meeting:
             del self._meetings[room]
+            self._store.unfollow(room)
             metrics.MEETINGS.dec()
             await meeting.close()
 

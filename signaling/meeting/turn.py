@@ -28,7 +28,7 @@ from signaling.meeting.journal import NOTHING_TO_DO, Committed, Draft, Journal, 
 from signaling.meeting.roster import Roster
 from signaling.meeting.tasks import Tasks
 from signaling.messages import livekit, moderation
-from signaling.stores.contract import Entry, Origin, Record, Staged, Store, Unstaged
+from signaling.stores.contract import Entry, Origin, Record, Staged, Store, Turn, Unstaged
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +75,8 @@ class Turns:
         self._waiting: Counter[ParticipantId] = Counter()
         self._small: Counter[ParticipantId] = Counter()
         self._minted_while_staged: set[ParticipantId] = set()
-        self._fence: int | None = None
-        """Of the turn that is being taken here."""
+        self._turn: Turn | None = None
+        """That is being taken here."""
         journal.listen(self._on_commit)
 
     # --- Reading -------------------------------------------------------------------------------------------------
@@ -222,12 +222,16 @@ class Turns:
 
     @asynccontextmanager
     async def _exclusively(self) -> AsyncIterator[None]:
-        async with self._store.turn(self._journal.room) as fence:
-            self._fence = fence
+        async with self._store.turn(self._journal.room) as turn:
+            self._turn = turn
             try:
                 yield
             finally:
-                self._fence = None
+                self._turn = None
+
+    @property
+    def _fence(self) -> int | None:
+        return None if self._turn is None else self._turn.fence
 
     def _on_commit(self, before: Record | None, record: Record, _entry: Entry | None) -> None:
         """Whoever got a token while something was staged, on this node, is looked at again, whatever came of that."""
@@ -303,7 +307,7 @@ class Turns:
 
     async def finish_staged(self) -> None:
         """Finish what a process that ended left half done, unless a turn is running."""
-        if self._fence is not None or (await self._journal.record()).staged is None:
+        if self._turn is not None or (await self._journal.record()).staged is None:
             return
         async with self._exclusively():
             staged = (await self._journal.record()).staged

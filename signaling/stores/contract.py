@@ -143,9 +143,62 @@ class Kept(StrEnum):
 Listener = Callable[[Commit], None]
 
 
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """
+    The store has lost commits of a meeting that it had acknowledged: it was restored, or another one took its place.
+
+    Attributes:
+        record: The meeting as it is kept now, `None` if it is not kept any more.
+        command_ids: Of the commands that are lost, oldest first, as far as this process has seen their commits.
+    """
+
+    room: RoomId
+    record: Record | None
+    command_ids: tuple[CommandId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FellBehind:
+    """
+    What was committed elsewhere can be followed no longer without leaving something out.
+
+    Attributes:
+        room: The meeting; `None` for all.
+        reason: In one sentence, for the log.
+    """
+
+    room: RoomId | None
+    reason: str
+
+
+Fault = FellBack | FellBehind
+FaultListener = Callable[[Fault], None]
+
+
+class Turn(Protocol):
+    """A meeting's exclusive step, as it is held."""
+
+    @property
+    def fence(self) -> int:
+        """A later turn of the meeting has a higher one, and a commit with one of before fails."""
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether its holder before was not heard of for too long: what they still do must be made up for."""
+
+    @property
+    def lease_s(self) -> float:
+        """How long a holder who is not heard of keeps it; `inf` where that cannot happen."""
+
+    def lasts(self, for_s: float) -> bool:
+        """Whether nobody else can have the turn within that time, by a clock that cannot be set."""
+
+
 class Store(Protocol):
     """
-    Keeps meetings. Every method raises `StoreError` when the store does not answer; then nothing was written.
+    Keeps meetings. Every method raises `StoreError` when the store does not answer; then nothing was written, or (where
+    the answer was lost for good) what was written is followed like others' commits.
 
     So does what is asked about a meeting that cannot be read: it is put aside, and left as it is found. A write that is
     cancelled may still be made. All calls come from one event loop.
@@ -200,8 +253,8 @@ class Store(Protocol):
         Nothing follows an entry that is not kept (any more).
         """
 
-    async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
-        """Whether an entry of this command is kept."""
+    async def audited(self, room: RoomId, command_id: CommandId) -> AuditEntry | None:
+        """The entry of this command, `None` if it is not kept (any more)."""
 
     async def keep_once(self, kind: Kept, key: str, *, until: float, now: float) -> bool:
         """
@@ -222,14 +275,30 @@ class Store(Protocol):
         """All keys of a kind, and until when each is kept."""
 
     def listen(self, listener: Listener) -> None:
-        """Call `listener` with every commit from now on, in the event loop. It must not raise or wait."""
-
-    def turn(self, room: RoomId) -> AbstractAsyncContextManager[int]:
         """
-        A meeting's exclusive step: one holder at a time, on whichever node; the others wait in order.
+        Call `listener` with every commit that is made here from now on, and with others' of meetings that are followed.
 
-        Returns:
-            Gives the fencing token of the turn. A later one has a higher one, and a commit with one of before fails.
+        In the event loop, in the order of each meeting's log, each commit once. It must not raise or wait.
+        """
+
+    def listen_to_faults(self, listener: FaultListener) -> None:
+        """Call `listener` with what went wrong with the store itself, as `listen` does with commits."""
+
+    def follow(self, room: RoomId) -> None:
+        """Have listeners called with what others commit to a meeting too, from what this process reads next on."""
+
+    def unfollow(self, room: RoomId) -> None:
+        """A meeting need not be followed any more."""
+
+    async def time(self) -> float | None:
+        """What time it is for all nodes alike, in seconds since the epoch; `None` if there is one node."""
+
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[Turn]:
+        """
+        A meeting's exclusive step: one holder at a time, on whichever node; the others wait in order, woken in turn.
+
+        Raises:
+            StoreError: It could not be taken.
         """
 
     async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:

@@ -10,7 +10,7 @@ from sys import intern
 from typing import TYPE_CHECKING, Final
 
 from signaling.identifiers import CommandId, NodeId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Entry, FaultListener, Kept, Listener, Record, Store, Turn
 from signaling.stores.nodes import Nodes, Turns
 
 if TYPE_CHECKING:
@@ -175,9 +175,11 @@ class MemoryStore(Store):
             start = len(entries)  # it was dropped, and so were those before it
         return tuple(kept.entry() for kept in entries[start : start + limit])
 
-    async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
-        """Whether an entry of this command is kept."""
-        return any(entry.command_id == command_id for entry in self._audit.get(room, ()))
+    async def audited(self, room: RoomId, command_id: CommandId) -> AuditEntry | None:
+        """The entry of this command, `None` if it is not kept (any more)."""
+        kept = (entry for entry in reversed(self._audit.get(room, ())) if entry.command_id == command_id)
+        entry = next(kept, None)
+        return None if entry is None else entry.entry()
 
     async def keep_once(self, kind: Kept, key: str, *, until: float, now: float) -> bool:
         """Keep a key; whether it was not kept before."""
@@ -197,7 +199,19 @@ class MemoryStore(Store):
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
 
-    def turn(self, room: RoomId) -> AbstractAsyncContextManager[int]:
+    def listen_to_faults(self, listener: FaultListener) -> None:
+        """No other process can be the reason for one."""
+
+    def follow(self, room: RoomId) -> None:
+        """Every commit is made here."""
+
+    def unfollow(self, room: RoomId) -> None:
+        """As above."""
+
+    async def time(self) -> None:
+        """No other process has the meetings."""
+
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[Turn]:
         """A meeting's exclusive step; waiting ones go in order."""
         return self._turns.of(room)
 

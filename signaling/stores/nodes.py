@@ -1,13 +1,28 @@
 """What processes that share a store in one event loop know of each other: who takes a turn, who lives, who looks."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import count
 from weakref import WeakValueDictionary
 
 from signaling.errors import TurnLost
 from signaling.identifiers import NodeId, RoomId
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTurn:
+    """A turn that only its holder can end."""
+
+    fence: int
+    is_taken_over: bool = False
+    lease_s: float = math.inf
+
+    def lasts(self, for_s: float) -> bool:  # noqa: ARG002 - however long that is
+        """Nobody else can have it."""
+        return True
 
 
 class Turns:
@@ -19,12 +34,12 @@ class Turns:
         self._taken: dict[RoomId, int] = {}
 
     @asynccontextmanager
-    async def of(self, room: RoomId) -> AsyncIterator[int]:
-        """A meeting's exclusive step, and its fencing token; waiting ones go in order."""
+    async def of(self, room: RoomId) -> AsyncIterator[HeldTurn]:
+        """A meeting's exclusive step, waiting ones go in order."""
         async with self._locks.setdefault(room, asyncio.Lock()):
             self._taken[room] = fence = next(self._fences)
             try:
-                yield fence
+                yield HeldTurn(fence)
             finally:
                 del self._taken[room]
 

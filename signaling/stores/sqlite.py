@@ -16,7 +16,7 @@ import structlog
 
 from signaling.errors import StoreError
 from signaling.identifiers import CommandId, NodeId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store
+from signaling.stores.contract import AuditEntry, Commit, Entry, FaultListener, Kept, Listener, Record, Store, Turn
 from signaling.stores.memory import KeptKeys
 from signaling.stores.nodes import Nodes, Turns
 from signaling.stores.serialization import dump_audit_entry, dump_entry, load_audit_entry
@@ -188,9 +188,9 @@ class SQLiteStore(Store):
         """The newest entries of a meeting, newest first."""
         return await self._do(partial(_audit, room, limit, before))
 
-    async def has_audited(self, room: RoomId, command_id: CommandId) -> bool:
-        """Whether an entry of this command is kept."""
-        return await self._do(partial(_has_audited, room, command_id))
+    async def audited(self, room: RoomId, command_id: CommandId) -> AuditEntry | None:
+        """The entry of this command, `None` if it is not kept (any more)."""
+        return await self._do(partial(_audited, room, command_id))
 
     async def keep_once(self, kind: Kept, key: str, *, until: float, now: float) -> bool:
         """Keep a key; whether it was not kept before. Cancelling stops the waiting only."""
@@ -221,7 +221,19 @@ class SQLiteStore(Store):
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
 
-    def turn(self, room: RoomId) -> AbstractAsyncContextManager[int]:
+    def listen_to_faults(self, listener: FaultListener) -> None:
+        """No other process can be the reason for one."""
+
+    def follow(self, room: RoomId) -> None:
+        """Every commit is made here."""
+
+    def unfollow(self, room: RoomId) -> None:
+        """As above."""
+
+    async def time(self) -> None:
+        """No other process has the meetings."""
+
+    def turn(self, room: RoomId) -> AbstractAsyncContextManager[Turn]:
         """A meeting's exclusive step; waiting ones go in order."""
         return self._turns.of(room)
 
@@ -411,9 +423,9 @@ def _keep_no_longer(kind: Kept, key: str, database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM kept WHERE kind = ? AND key = ?", (kind, key))
 
 
-def _has_audited(room: RoomId, command_id: CommandId, database: sqlite3.Connection) -> bool:
-    found = database.execute("SELECT 1 FROM audit WHERE room = ? AND command_id = ?", (room, command_id))
-    return found.fetchone() is not None
+def _audited(room: RoomId, command_id: CommandId, database: sqlite3.Connection) -> AuditEntry | None:
+    found = database.execute("SELECT entry FROM audit WHERE room = ? AND command_id = ?", (room, command_id)).fetchone()
+    return None if found is None else load_audit_entry(found[0])
 
 
 def _audit(room: RoomId, limit: int, before: CommandId | None, database: sqlite3.Connection) -> tuple[AuditEntry, ...]:

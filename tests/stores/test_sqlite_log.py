@@ -241,7 +241,7 @@ async def test_a_file_of_the_second_version_is_carried_over(path: Path) -> None:
             actions = "set_presenter grant_moderator_role ask_to_unmute force_mute kick disallow mute restrict"
             assert [each.action for each in audited] == actions.split()
             assert audited[-2].outcomes[1].outcome == "muted"
-            assert await store.has_audited(BOARD, CommandId("c-7"))
+            assert await store.audited(BOARD, CommandId("c-7")) is not None
             assert await store.kept(Kept.TICKET, now=0) == {"ticket-1": 2_000}
             assert await store.kept(Kept.WEBHOOK, now=0) == {"EV_1": 3_000}
             assert await store.kept(Kept.CLOSED_ROOM, now=0) == {"gone": 4_000}
