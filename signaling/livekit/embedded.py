@@ -22,6 +22,7 @@ import structlog
 from livekit.api import AccessToken, VideoGrants
 
 from signaling.errors import MediaServerFailed, MediaServerUnavailable
+from signaling.livekit.child_process import ChildProcess
 from signaling.livekit.installation import find, install, require
 
 __all__ = ["EmbeddedServer", "find", "install", "require"]
@@ -42,19 +43,8 @@ limit; the second does not wait for them. In its first 100 ms the server takes n
 second must not follow at once.
 """
 _LOG_LINES: Final = 500
-_LOG_LINE_BYTES: Final = 2000
-_LAST_WORDS: Final = 20
 _FOREIGN_SETTINGS: Final = frozenset({"NODE_IP", "UDP_PORT", "REDIS_HOST", "REDIS_PASSWORD"})
 """What `livekit-server` reads from its environment apart from `LIVEKIT_*`."""
-
-# The shell becomes the server (so the pid is the server's) and leaves a watcher behind, which waits for the end of a
-# pipe that only we could write to: then we are gone, whatever the reason was, and their process group has to go too.
-# PR_SET_PDEATHSIG would do on Linux alone, and it asks for the thread that started the child, not for the process.
-_START: Final = """
-exec 3<&0 </dev/null
-(read -r _ <&3; kill -s KILL -- -$$) >/dev/null 2>&1 &
-exec "$@" 3<&-
-"""
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -115,7 +105,7 @@ class EmbeddedServer:
         self._extra_config = extra_config or {}
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._ports: _Ports | None = None
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -165,7 +155,7 @@ class EmbeddedServer:
         finally:
             child, self._child = self._child, None
             if child is not None:
-                await child.end()
+                await child.end(_STOP_S)
         if not supervisor.cancelled():
             supervisor.result()  # a bug of ours ended it: say so
 
@@ -223,7 +213,7 @@ class EmbeddedServer:
         self._running.signal(signal.SIGKILL)
 
     @property
-    def _running(self) -> "_Child":
+    def _running(self) -> ChildProcess:
         if self._child is None:
             raise MediaServerUnavailable("the embedded livekit-server is not running")
         return self._child
@@ -234,7 +224,7 @@ class EmbeddedServer:
             raise MediaServerUnavailable("the embedded livekit-server was not started yet")
         return self._ports
 
-    async def _supervise(self, child: "_Child") -> None:
+    async def _supervise(self, child: ChildProcess) -> None:
         """Restart it whenever it dies, until cancelled."""
         backoff_s = 0.0
         started = time.monotonic()
@@ -260,25 +250,25 @@ class EmbeddedServer:
                 # What it raises is for the event loop to report: supervision goes on.
                 asyncio.get_running_loop().call_soon(self._on_restart)
 
-    async def _launch(self) -> "_Child":
+    async def _launch(self) -> ChildProcess:
         """Start it on the known ports and wait until it answers; nothing is left running otherwise."""
         try:
-            child = await _Child.start(self._path, self._environment(), self._log_lines)
+            child = await ChildProcess.start((self._path,), self._environment(), on_line=self._log_lines.append)
         except OSError as error:
             raise MediaServerFailed(f"livekit-server could not be started: {error.strerror or error}") from error
         try:
             failure = await self._wait_until_ready(child)
         except BaseException:
-            await child.end()
+            await child.end(_STOP_S)
             raise
         if failure is None:
             return child
-        await child.end()
+        await child.end(_STOP_S)
         words = "\n".join(child.last_words) or "(it said nothing)"
         kind = _PortTaken if _PORT_TAKEN in words else MediaServerFailed
         raise kind(f"livekit-server ({self._path}) {failure}. Its last words:\n{words}")
 
-    async def _wait_until_ready(self, child: "_Child") -> str | None:
+    async def _wait_until_ready(self, child: ChildProcess) -> str | None:
         """What went wrong; None when it answers."""
         try:
             async with asyncio.timeout(_READY_S), aiohttp.ClientSession() as http:
@@ -342,96 +332,6 @@ class EmbeddedServer:
 
 class _PortTaken(MediaServerFailed):
     """Somebody else got one of the ports between our look and the server's."""
-
-
-class _Child:
-    """One process of the server, from its start to its end."""
-
-    def __init__(self, process: asyncio.subprocess.Process, lifeline: int, log_lines: deque[str]) -> None:
-        """Take charge of `process`, which dies when `lifeline` is closed."""
-        self.last_words: deque[str] = deque(maxlen=_LAST_WORDS)
-        self._process = process
-        self._lifeline: int | None = lifeline
-        self._log_lines = log_lines
-        self._reading = asyncio.create_task(self._read(), name="log of the embedded livekit-server")
-
-    @classmethod
-    async def start(cls, path: Path, environment: Mapping[str, str], log_lines: deque[str]) -> Self:
-        """Start the program; `OSError` when even the shell cannot be."""
-        theirs, lifeline = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", _START, "sh", str(path)),
-                stdin=theirs,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in a terminal is for us to answer
-            )
-        except BaseException:
-            os.close(lifeline)
-            raise
-        finally:
-            os.close(theirs)
-        return cls(process, lifeline, log_lines)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        """None while it runs; minus the signal's number when one ended it."""
-        return self._process.returncode
-
-    def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has just died: whoever asked learns that in other ways
-            self._process.send_signal(number)
-
-    async def ended(self) -> int:
-        """Wait until it has ended by itself, and let go of everything that it held."""
-        status = await self._process.wait()
-        await self.end()
-        return status
-
-    async def end(self) -> None:
-        """End it, paused or not, and let go of everything that it held. Cancelling ends it the hard way."""
-        try:
-            self.signal(signal.SIGCONT)
-            for patience_s in _STOP_S:
-                self.signal(signal.SIGTERM)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(patience_s):
-                        await self._process.wait()
-                        break
-        finally:
-            if self._lifeline is not None:
-                # The watcher is still there, so the group's number has not been given to others.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
-                os.close(self._lifeline)
-                self._lifeline = None
-            await self._process.wait()
-            await self._reading
-
-    async def _read(self) -> None:
-        """Keep the last lines of what it writes, and read on in any case: it must never wait for us."""
-        stream = self._process.stdout
-        if stream is None:
-            return
-        pending = b""
-        while chunk := await stream.read(65536):
-            *lines, pending = (pending + chunk).split(b"\n")
-            for line in lines:
-                self._keep(line)
-            pending = pending[:_LOG_LINE_BYTES]
-        if pending:
-            self._keep(pending)
-
-    def _keep(self, line: bytes) -> None:
-        text = line[:_LOG_LINE_BYTES].decode(errors="replace")
-        self.last_words.append(text)
-        self._log_lines.append(text)
 
 
 def _loopback_interface() -> str:
