@@ -1,0 +1,166 @@
+"""A real `redis-server` as a child process: on loopback, in a directory of its own, and never left behind."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from signaling.errors import SignalingError
+from signaling.livekit.child_process import ChildProcess
+
+_LOOPBACK: Final = "127.0.0.1"
+_PROGRAMS: Final = ("redis-server", "valkey-server")
+_READY_S: Final = 10
+_READY: Final = "Ready to accept connections"
+_PORT_TAKEN: Final = "Address already in use"
+_PORT_ATTEMPTS: Final = 5
+_STOP_S: Final = (2.0,)
+
+
+class RedisMissing(SignalingError):
+    """There is no `redis-server` to start."""
+
+
+class RedisFailed(SignalingError):
+    """It ended, or did not answer in time; the message holds its last words."""
+
+
+def find_redis() -> Path:
+    """
+    The `redis-server`, or else `valkey-server`, on `PATH`.
+
+    Raises:
+        RedisMissing: There is none; the message names the package.
+    """
+    for program in _PROGRAMS:
+        if (found := shutil.which(program)) is not None:
+            return Path(found)
+    raise RedisMissing(
+        "There is no redis-server on PATH. Install it: `apt-get install redis-server` on Debian and Ubuntu, "
+        "the package redis or valkey elsewhere."
+    )
+
+
+class RedisServer:
+    """
+    A Redis of our own that writes every command to its file; an asynchronous context manager.
+
+    Args:
+        config: More of its configuration, by name.
+
+    Raises:
+        RedisMissing: There is none; the message names the package.
+        RedisFailed: When entering: it does not answer; the message holds its last words.
+    """
+
+    def __init__(self, **config: str) -> None:
+        self._path = find_redis()
+        self._config = {name.replace("_", "-"): value for name, value in config.items()}
+        self._directory = tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True)
+        self._child: ChildProcess | None = None
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        try:
+            for attempts_left in reversed(range(_PORT_ATTEMPTS)):
+                self.port = _free_port()
+                try:
+                    await self.start()
+                except RedisFailed as error:
+                    if not attempts_left or _PORT_TAKEN not in str(error):
+                        raise
+                else:
+                    break
+        except BaseException:
+            self._directory.cleanup()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._child is not None:
+                await self._child.end(_STOP_S)
+        finally:
+            self._directory.cleanup()
+
+    @property
+    def url(self) -> str:
+        """For `MODERATION_STORE_URL`."""
+        return f"redis://{_LOOPBACK}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Its process id; another one after `start`."""
+        return self._running.pid
+
+    def pause(self) -> None:
+        """Stall it, as a machine out of breath would, until `resume`; when this returns, it has stopped."""
+        self._running.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        self._running.signal(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        """Let it die at once, as by a crash; `start` starts it again, on the same port and with what it had written."""
+        self._running.signal(signal.SIGKILL)
+        await self._running.ended()
+
+    async def start(self) -> None:
+        """
+        Start it again after `kill`.
+
+        Raises:
+            RedisFailed: It does not answer.
+        """
+        ready = asyncio.Event()
+
+        def note(line: str) -> None:
+            if _READY in line:
+                ready.set()
+
+        self._child = child = await ChildProcess.start(self._command(), os.environ, on_line=note)
+        ended = asyncio.create_task(child.ended())
+        waiting = asyncio.create_task(ready.wait())
+        try:
+            await asyncio.wait({ended, waiting}, timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ended, waiting):
+                task.cancel()
+            await asyncio.wait({ended, waiting})
+            if not ready.is_set():
+                await child.end(())
+        if not ready.is_set():
+            words = "\n".join(child.last_words) or "(it said nothing)"
+            raise RedisFailed(f"redis-server ({self._path}) does not answer. Its last words:\n{words}")
+
+    def _command(self) -> list[str]:
+        config = {
+            "bind": _LOOPBACK,
+            "port": str(self.port),
+            "dir": self._directory.name,
+            "save": "",
+            "appendonly": "yes",
+            **self._config,
+        }
+        return [str(self._path), *(word for name, value in config.items() for word in (f"--{name}", value))]
+
+    @property
+    def _running(self) -> ChildProcess:
+        if self._child is None:
+            raise RuntimeError("RedisServer is used outside its `async with`")
+        return self._child
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((_LOOPBACK, 0))
+        return int(free.getsockname()[1])
