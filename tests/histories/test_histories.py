@@ -1,0 +1,46 @@
+"""What clients of several nodes see is what one meeting would show them, whatever fails: random histories, checked."""
+
+from collections import Counter
+
+import pytest
+
+from tests.histories.checking import violations
+from tests.histories.nodes import ROOM, some_history
+from tests.histories.recording import History
+
+RUNS = 8
+"""In each of so many tests."""
+
+
+def seen(history: History) -> Counter[str]:
+    """What a history has of what makes it hard."""
+    found = Counter[str]()
+    for frame in history.frames:
+        answer = frame.answer
+        error = None if answer is None else answer.payload.get("error")
+        found["unanswered"] += answer is None
+        found["unavailable"] += error == "unavailable"
+        found["refused"] += error == "insufficient_permissions"
+        found["carried out"] += error is None
+    found["taken over"] = sum(sitting.why == "taken_over" for sitting in history.sittings)
+    found["kept out"] = sum(sitting.kept_out is not None for sitting in history.sittings)
+    finished = (commit.entry for commit in history.log[ROOM] if commit.entry.audit is not None)
+    found["finished later"] = sum(entry.origin is None for entry in finished)
+    return found
+
+
+@pytest.mark.parametrize("first", range(0, 3 * RUNS, RUNS))
+def test_what_clients_of_three_nodes_see_is_one_meeting(first: int) -> None:
+    for seed in range(first, first + RUNS):
+        with some_history(seed, faults=False) as history:
+            assert violations(history) == [], f"seed {seed}"
+
+
+def test_it_is_one_meeting_though_answers_are_lost_and_nodes_are_cut_off() -> None:
+    found = Counter[str]()
+    for seed in range(6 * RUNS):
+        with some_history(seed) as history:
+            assert violations(history) == [], f"seed {seed}"
+            found += seen(history)
+    hard = {"unanswered", "unavailable", "refused", "carried out", "taken over", "kept out", "finished later"}
+    assert hard == {what for what, times in found.items() if times}, found
