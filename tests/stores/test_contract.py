@@ -21,6 +21,7 @@ from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
 from tests.core.meetings import ALICE, BOARD, BOB
 from tests.stores.logs import append, begun, commit, following, hand, record
+from tests.stores.shared_store import Shared, SharedStore
 
 OTHER = RoomId("another")
 AUDIT_ENTRIES = 5
@@ -34,7 +35,12 @@ def sqlite(directory: Path) -> Store:
     return SQLiteStore(directory / "meetings.sqlite", audit_entries=AUDIT_ENTRIES)
 
 
-@pytest.fixture(params=[memory, sqlite], ids=lambda make: make.__name__)
+def shared(_: Path) -> Store:
+    """As one of several nodes sees it: the double is to do what the real ones do."""
+    return SharedStore(Shared(audit_entries=AUDIT_ENTRIES))
+
+
+@pytest.fixture(params=[memory, sqlite, shared], ids=lambda make: make.__name__)
 def unopened(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     make: Callable[[Path], Store] = request.param
     return make(tmp_path)
