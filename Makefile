@@ -1,4 +1,4 @@
-# make demo               a meeting to look at and moderate; ARGS=--once runs it once and ends
+# make demo               a meeting to look at and moderate; ARGS=--once ends after it, --nodes=2 is on two nodes
 # make test               lint, then every test; ARGS="-k mute -x" is for pytest
 # make lint               what can be said without running anything
 # make server             build livekit-server into your cache directory, once
@@ -16,7 +16,7 @@ COUNTED = tests/core tests/messages tests/test_schemas.py tests/test_strangers.p
 .PHONY: demo test lint server bench fuzz mutants docs schemas lock clean
 
 demo:
-	@.ci/bootstrap demo
+	@.ci/bootstrap demo $(ARGS)
 	@$(BIN)/livekit-moderation demo $(ARGS)
 
 # Counting lines takes as long again as the tests themselves, so only those that have to reach every branch are counted.

@@ -141,7 +141,7 @@ async def restrict(cast: Cast) -> Line:
     await _still_heard(cast, "alice", "carol")
     check(told["unrestricted_participants"] == ["carol"], "the list was told wrongly")
     await cast.bob.media.wait_for("permission_changed", identity="bob", since=began_at)
-    check(not _may_publish_microphone(cast.bob), "LiveKit still lets Bob publish a microphone")
+    check(not may_publish_microphone(cast.bob), "LiveKit still lets Bob publish a microphone")
     return Line("Bob's tone gone, Carol's stays after", ms_between(began_at, last_heard_at))
 
 
@@ -151,7 +151,7 @@ async def renew_restricted(cast: Cast) -> Line:
     credentials = await cast.bob.until_told(lambda: cast.bob.client.command("create_new_access_token"), "credentials")
     await cast.bob.media.reconnect(cast.bob.url, credentials["token"])
     back_at = time.monotonic()
-    check(not _may_publish_microphone(cast.bob), "the new token lets Bob publish a microphone")
+    check(not may_publish_microphone(cast.bob), "the new token lets Bob publish a microphone")
     await cast.bob.media.publish_camera()
     await cast.listener.seen("bob", since=back_at)
     return Line("Bob back, still not to speak after", ms_between(began_at, back_at))
@@ -229,14 +229,6 @@ async def _still_heard(cast: Cast, *names: str) -> None:
     await asyncio.gather(*(cast.listener.heard(name, since=since) for name in names))
 
 
-def _may_publish_microphone(guest: Guest) -> bool:
-    permission = guest.media.permission
-    microphone = 2  # LiveKit's number of the source
-    return permission.can_publish and (
-        not permission.can_publish_sources or microphone in permission.can_publish_sources
-    )
-
-
 def check(fact: object, complaint: str) -> None:
     """Raise `NotTrue` with the complaint if it is no fact."""
     if not fact:
@@ -246,3 +238,12 @@ def check(fact: object, complaint: str) -> None:
 def ms_between(since: float, until: float) -> float:
     """Milliseconds, and none if nothing was left to wait for."""
     return max(until - since, 0) * 1_000
+
+
+def may_publish_microphone(guest: Guest) -> bool:
+    """Whether LiveKit lets them."""
+    permission = guest.media.permission
+    microphone = 2  # LiveKit's number of the source
+    return permission.can_publish and (
+        not permission.can_publish_sources or microphone in permission.can_publish_sources
+    )

@@ -89,6 +89,20 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):  # it has just died: whoever asked learns that in other ways
             self._process.send_signal(number)
 
+    async def until(self, ready: asyncio.Event, within_s: float) -> bool:
+        """Wait until it is `ready`: whether that was before it ended, and in time. Nothing of it is left otherwise."""
+        ended = asyncio.create_task(self.ended())
+        waiting = asyncio.create_task(ready.wait())
+        try:
+            await asyncio.wait({ended, waiting}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ended, waiting):
+                task.cancel()
+            await asyncio.wait({ended, waiting})
+            if not ready.is_set():
+                await self.end(())
+        return ready.is_set()
+
     async def ended(self) -> int:
         """Wait until it has ended by itself, and let go of everything that it held."""
         status = await self._process.wait()

@@ -128,17 +128,7 @@ class RedisServer:
                 ready.set()
 
         self._child = child = await ChildProcess.start(self._command(), os.environ, on_line=note)
-        ended = asyncio.create_task(child.ended())
-        waiting = asyncio.create_task(ready.wait())
-        try:
-            await asyncio.wait({ended, waiting}, timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (ended, waiting):
-                task.cancel()
-            await asyncio.wait({ended, waiting})
-            if not ready.is_set():
-                await child.end(())
-        if not ready.is_set():
+        if not await child.until(ready, _READY_S):
             words = "\n".join(child.last_words) or "(it said nothing)"
             raise RedisFailed(f"redis-server ({self._path}) does not answer. Its last words:\n{words}")
 

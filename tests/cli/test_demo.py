@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import sys
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 
@@ -13,32 +14,81 @@ from rich.console import Console
 
 from signaling.cli import main, performance
 from signaling.cli.cheats import CHEATS, Cheater
+from signaling.cli.nodes import Node, Nodes
 from signaling.cli.tour import STEPS, Cast, Line, NotTrue
+from signaling.testing.node_process import NodeFailed, NodeProcess
 from signaling.testing.ticket_desk import TicketDesk
 
 WIDEST = 110
 
 
-async def test_the_demo_shows_every_command_and_every_cheat_and_exits_0_when_all_came_true(tmp_path: Path) -> None:
+async def _shown(directory: Path, *arguments: str) -> list[str]:
+    """What the demo prints when all comes true, in its sections."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "signaling", "demo", "--once"),
+        *(sys.executable, "-m", "signaling", "demo", "--once", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        cwd=tmp_path,
+        cwd=directory,
         env={"PYTHONPATH": str(Path(__file__).parents[2]), **_environment()},
     )
     async with asyncio.timeout(180):
         output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode() + output.decode()
     assert errors == b""
-    _, tour, heading, cheats = output.decode().strip().split("\n\n")
+    assert list(directory.iterdir()) == []
+    return output.decode().strip().split("\n\n")
+
+
+def _check_lines(section: str, titles: Iterable[str]) -> None:
+    lines = section.splitlines()
+    shown = [re.fullmatch(r"✓ (.*?) · .*\b\d+ ms\b.*", line) for line in lines]
+    assert [line and line[1] for line in shown] == list(titles)
+    assert max(map(len, lines)) <= WIDEST
+
+
+async def test_the_demo_shows_every_command_and_every_cheat_and_exits_0_when_all_came_true(tmp_path: Path) -> None:
+    _, tour, heading, cheats = await _shown(tmp_path)
     assert heading.startswith("Clients that cheat:")
-    for section, steps in ((tour, STEPS), (cheats, CHEATS)):
-        lines = section.splitlines()
-        shown = [re.fullmatch(r"✓ (.*?) · .*\b\d+ ms\b.*", line) for line in lines]
-        assert [line and line[1] for line in shown] == [title for title, _ in steps]
-        assert max(map(len, lines)) <= WIDEST
-    assert list(tmp_path.iterdir()) == []
+    _check_lines(tour, [title for title, _ in STEPS])
+    _check_lines(cheats, [title for title, _ in CHEATS])
+
+
+def _nodes(*dead: int, of: int) -> Nodes:
+    nodes = tuple(Node(f"node {number}", "", "", lives=number not in dead) for number in range(1, of + 1))
+    return Nodes(nodes, "", ("key", "secret"), is_reported_to=True)
+
+
+def test_people_are_on_several_nodes_and_whose_is_gone_goes_to_the_next() -> None:
+    people = ("alice", "listener", "bob", "carol", "mallory")
+    for nodes, numbers in (
+        (_nodes(of=1), (1, 1, 1, 1, 1)),
+        (_nodes(of=2), (1, 1, 2, 2, 2)),
+        (_nodes(of=4), (1, 1, 2, 3, 4)),
+        (_nodes(2, of=2), (1, 1, 1, 1, 1)),
+        (_nodes(2, of=3), (1, 1, 3, 3, 3)),
+    ):
+        assert [nodes.of(each).name for each in people] == [f"node {number}" for number in numbers]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", "17", "", "²"])
+def test_a_number_of_nodes_that_is_none_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", f"--nodes={number}"])
+    assert ended.value.code == 2
+    assert "argument --nodes: must be a number from 1 to 16" in capsys.readouterr().err
+
+
+def test_without_redis_several_nodes_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["demo", "--once", "--nodes=2"]) == 1
+    assert "apt-get install redis-server" in capsys.readouterr().err
+
+
+async def test_a_node_that_cannot_start_is_an_error() -> None:
+    with pytest.raises(NodeFailed, match="ended with status 2"):
+        await NodeProcess({"MODERATION_TICKET_KEY": "k" * 32, "MODERATION_SWEEP_S": "soon"}).__aenter__()
 
 
 def _environment() -> dict[str, str]:
