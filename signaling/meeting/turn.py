@@ -163,7 +163,7 @@ class Turns:
             StoreError: The store did not answer. A decision that was staged by then is finished as soon as it can be;
                 any other came to nothing.
         """
-        if (refusal := self._refused_at_once(sender, command)) is not None:
+        if (refusal := await self._refused_at_once(sender, command)) is not None:
             return refusal
         is_counted = not isinstance(command, HostCommand)
         most = MAX_SMALL if isinstance(command, MemberCommand) else MAX_WAITING
@@ -189,14 +189,20 @@ class Turns:
             if is_waiting:
                 self._begin(sender, is_counted=is_counted)
 
-    def _refused_at_once(self, sender: ParticipantId, command: AnyCommand) -> Refusal | None:
+    async def _refused_at_once(self, sender: ParticipantId, command: AnyCommand) -> Refusal | None:
         """Why it need not even wait: the sender may neither now nor when what is being done is done."""
-        if self._journal.newest is None:
+        if (
+            self._journal.newest is None
+            or refusal_of(self._journal.newest.state, sender, command, self._clock()) is None
+        ):
             return None
-        refusal = refusal_of(self._journal.newest.state, sender, command, self._clock())
-        if refusal is None or self._journal.newest.staged is None:
+        record = await self._journal.record()  # what another node has allowed them may not be known here yet
+        refusal = refusal_of(record.state, sender, command, self._clock())
+        if refusal is None or record.staged is None:
             return refusal
-        return refusal_of(self._journal.effective_of(self._journal.newest), sender, command, self._clock())
+        # Refused as of now: whether what is staged comes true is not known.
+        then = refusal_of(self._journal.effective_of(record), sender, command, self._clock())
+        return None if then is None else refusal
 
     async def _decide(
         self, state: MeetingState, sender: ParticipantId, command: AnyCommand, command_id: CommandId

@@ -7,6 +7,7 @@ one state, and concluded in that or a later one, since LiveKit is asked meanwhil
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -233,8 +234,12 @@ def _carry_out(state: MeetingState, what: Given | Fact) -> MeetingState | None:
 
 
 def _decided(state: MeetingState, given: Given) -> Iterator[Decision | Refusal]:
+    came_to = given.came_to
+    told = () if isinstance(came_to, Refused) or came_to.outcomes is None else came_to.outcomes
+    others = {ParticipantId(who) for who, came, _ in told if came != "unknown"} - state.members.keys()
+    strangers = _in_livekit(state, others)  # or nothing else would be said of them
     for now in given.times:
-        yield decide(state, given.sender, given.command, now=now, command_id=given.command_id)
+        yield decide(state, given.sender, given.command, now=now, command_id=given.command_id, strangers=strangers)
 
 
 def _decisions(state: MeetingState, given: Given) -> Iterator[Decision]:
@@ -282,8 +287,12 @@ def _findings(outcomes: Outcomes) -> dict[ParticipantId, Finding]:
 def _present(state: MeetingState, outcomes: Outcomes) -> dict[ParticipantId, Presence]:
     """Who must be in LiveKit for this to be answered: for them nothing has changed though they were given something."""
     unchanged = {ParticipantId(who) for who, came, _ in outcomes if came == "unchanged"} & state.members.keys()
+    return _in_livekit(state, unchanged)
+
+
+def _in_livekit(state: MeetingState, people: AbstractSet[ParticipantId]) -> dict[ParticipantId, Presence]:
     permission = Permission(can_publish=True, sources=())
-    return {who: Presence(LiveKitRoom(state.room), Identity(who), permission) for who in unchanged}
+    return {who: Presence(LiveKitRoom(state.room), Identity(who), permission) for who in people}
 
 
 def _agree(expected: Outcomes, told: Outcomes) -> bool:

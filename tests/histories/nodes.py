@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from types import SimpleNamespace
@@ -64,22 +65,36 @@ class LinkedStore(Store):
         loses_before: How likely it is that an append fails, and nothing was written.
         loses_after: How likely it is that an append was written, and its answer is lost.
         takes_s: How long it takes at most until something is done, and again until that is known.
+        lags_s: How long after a commit of somebody else it is heard of here at most, unless one of ours follows it.
     """
 
     def __init__(self, shared: MemoryStore, chance: random.Random) -> None:
         self._shared = shared
         self._chance = chance
         self._listeners: list[Listener] = []
+        self._unheard: deque[Commit] = deque()
+        self._is_ours = False
         self.loses_before = 0.0
         self.loses_after = 0.0
         self.takes_s = 0.0
+        self.lags_s = 0.0
         self.is_cut_off = False
         shared.listen(self._on_commit)
 
     def _on_commit(self, commit: Commit) -> None:
-        if not self.is_cut_off:
-            for listener in self._listeners:
-                listener(commit)
+        self._unheard.append(commit)
+        if self._is_ours or not self.lags_s:
+            self._hear(commit)
+        else:
+            lags_s = self._chance.random() * self.lags_s
+            asyncio.get_running_loop().call_later(lags_s, self._hear, commit)
+
+    def _hear(self, commit: Commit) -> None:
+        """Hear of a commit, and of all before it."""
+        while commit in self._unheard:
+            heard = self._unheard.popleft()
+            for listener in [] if self.is_cut_off else self._listeners:
+                listener(heard)
 
     async def _reach(self) -> None:
         if self.takes_s:
@@ -108,7 +123,11 @@ class LinkedStore(Store):
         await self._reach()
         if self._chance.random() < self.loses_before:
             raise StoreError("it did not get there")
-        is_written = await self._shared.append(commit, fence=fence)
+        self._is_ours = True
+        try:
+            is_written = await self._shared.append(commit, fence=fence)
+        finally:
+            self._is_ours = False
         if self._chance.random() < self.loses_after:
             raise StoreError("the answer was lost")
         await self._reach()
@@ -438,6 +457,7 @@ async def _happen(nodes: Nodes, *, times: int, faults: bool) -> None:
     await nodes.join(WATCHER, nodes.nodes[0])
     for node in nodes.nodes:
         node.store.takes_s = nodes.chance.choice([0, 0.001, 0.01])
+        node.store.lags_s = nodes.chance.choice([0, 0, 0.03])
         if faults:
             node.store.loses_before = node.store.loses_after = nodes.chance.choice([0, 0.02, 0.1])
     doing: list[Coroutine[Any, Any, None]] = [act(nodes, who, times) for who in PEOPLE]

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tests.histories.checking import violations
-from tests.histories.nodes import ROOM, some_history
+from tests.histories.nodes import ROOM, Nodes, some_history
 from tests.histories.recording import History
 
 RUNS = 8
@@ -44,3 +44,23 @@ def test_it_is_one_meeting_though_answers_are_lost_and_nodes_are_cut_off() -> No
             found += seen(history)
     hard = {"unanswered", "unavailable", "refused", "carried out", "taken over", "kept out", "finished later"}
     assert hard == {what for what, times in found.items() if times}, found
+
+
+async def _ask_a_node_that_lags(nodes: Nodes) -> None:
+    one, other = nodes.nodes
+    await nodes.join("alice", one)
+    await nodes.join("bob", other)
+    other.store.lags_s = 60.0
+    await nodes.ask(0, one, "control", {"action": "grant_moderator_role", "target": "bob"})
+    await nodes.ask(1, other, "livekit", {"action": "disable_microphone_restrictions"})
+    await nodes.become_quiet()
+
+
+def test_who_may_is_not_refused_by_a_node_that_has_not_heard_of_it() -> None:
+    nodes = Nodes(seed=1, count=2)
+    nodes.run(_ask_a_node_that_lags(nodes))
+    nodes.close()
+    assert violations(nodes.history) == []
+    answer = nodes.history.frames[1].answer
+    assert answer is not None
+    assert "error" not in answer.payload
