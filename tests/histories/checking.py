@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from signaling.core.announcements import Announcement, Everyone
-from signaling.core.changes import Ended, Entered
+from signaling.core.changes import ConnectionLost, Departed, Ended, Entered, TimedOut
 from signaling.core.commands import Enter, MemberCommand, ModeratorCommand
 from signaling.core.participants import Kind, Participant, Role
 from signaling.core.state import new_meeting
@@ -15,7 +15,7 @@ from signaling.errors import MessageError
 from signaling.identifiers import CONTROLLER, CommandId, ParticipantId, RoomId, SessionId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload
-from signaling.stores.contract import AuditEntry, Entry
+from signaling.stores.contract import AuditEntry, Entry, Staged, Unstaged
 from tests.histories.linearizing import (
     Accepted,
     Fact,
@@ -48,7 +48,10 @@ def violations(history: History) -> list[str]:
     """All that is wrong with a history."""
     return [
         f"{check.__name__}: {violation}"
-        for check in (logs_are_whole, linearizable, told_in_order, audited_once, answered_after_commit)
+        for check in (
+            *(logs_are_whole, linearizable, told_in_order, audited_once, answered_after_commit),
+            *(nothing_left_staged, places_kept),
+        )
         for violation in check(history)
     ]
 
@@ -65,6 +68,48 @@ def logs_are_whole(history: History) -> Iterator[str]:
         ids = Counter(commit.entry.command_id for commit in log if commit.entry.command_id is not None)
         for command_id in (each for each, times in ids.items() if times > 1):
             yield f"{room}: {command_id} was committed {ids[command_id]} times"
+
+
+def nothing_left_staged(history: History) -> Iterator[str]:
+    """What was staged is concluded, or taken back, before anything else is staged, and before all is over."""
+    for room, log in history.log.items():
+        staged: CommandId | None = None
+        for commit in log:
+            entry = commit.entry
+            match entry.staging:
+                case Staged(decision):
+                    if staged not in {None, decision.command_id}:  # finishing begins with staging it again
+                        yield f"{room}: {decision.command_id} was staged over {staged}"
+                    staged = decision.command_id
+                case Unstaged():
+                    staged = None
+                case _ if any(isinstance(change, Ended) for change in entry.changes):
+                    staged = None
+        if staged is not None:
+            yield f"{room}: {staged} is still staged"
+
+
+def places_kept(history: History) -> Iterator[str]:
+    """Nobody loses their place while their newest session goes on, but by being removed, or with the meeting."""
+    sittings = {sitting.key: sitting for sitting in history.sittings if sitting.key is not None}
+    for log in history.log.values():
+        holder = dict[ParticipantId, Sitting | None]()
+        for commit in log:
+            for change in commit.entry.changes:
+                if isinstance(change, Entered):
+                    key = change.member.session
+                    holder[change.participant] = None if key is None else sittings.get(key)
+                lost = frozenset[ParticipantId]()
+                if isinstance(change, TimedOut | ConnectionLost):
+                    lost = change.participants
+                elif isinstance(change, Departed) and change.reason not in {"kicked", "banned"}:
+                    lost = frozenset({change.participant})
+                for who in lost & holder.keys():
+                    sitting = holder[who]
+                    at = commit.entry.at if commit.at is None else commit.at
+                    if sitting is not None and (sitting.ended_at is None or sitting.ended_at > at + CLOCKS_S):
+                        what = f"{type(change).__name__} of revision {commit.entry.revision}"
+                        yield f"session {sitting.number} of {who} goes on, and lost its place by {what}"
 
 
 # --- Linearizable ------------------------------------------------------------------------------------------------

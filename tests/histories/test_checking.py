@@ -8,16 +8,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from signaling.core.changes import Departed
+from signaling.core.changes import Change, ConnectionLost, Departed, TimedOut
 from signaling.core.participants import Role
 from signaling.identifiers import CommandId, ParticipantId, SessionId
 from signaling.messages import control, livekit
-from tests.core.meetings import ALICE, BOB, MEETING
+from signaling.stores.contract import Staged, Unstaged
+from tests.core.meetings import ALICE, BOB, MEETING, decided
 from tests.histories.checking import (
     answered_after_commit,
     audited_once,
     linearizable,
     logs_are_whole,
+    nothing_left_staged,
+    places_kept,
     told_in_order,
     violations,
 )
@@ -236,6 +239,36 @@ def test_a_log_with_a_gap_or_a_command_twice_is_found(world: Simulated) -> None:
     gap, twice = logs_are_whole(world.history)
     assert "has the revisions [1, 2, 3, 5]" in gap
     assert "c-0 was committed 2 times" in twice
+
+
+def test_a_decision_that_was_staged_is_finished_before_the_next(world: Simulated) -> None:
+    world.ask(0, MODERATION, RESTRICT)
+    log = world.history.log[ROOM]
+    decision = decided(MEETING, ALICE, livekit.DisableMicrophoneRestrictions())
+    log.append(replace(log[-1], entry=replace(log[-1].entry, staging=Staged(decision))))
+    assert "is still staged" in found(nothing_left_staged, world.history)
+    other = replace(decision, command_id=CommandId("c-2"))
+    log.append(replace(log[-1], entry=replace(log[-1].entry, staging=Staged(other))))
+    over, still = nothing_left_staged(world.history)
+    assert "c-2 was staged over c-1" in over
+    assert "is still staged" in still
+    log.append(replace(log[-1], entry=replace(log[-1].entry, staging=Unstaged())))
+    assert "c-2 was staged over c-1" in found(nothing_left_staged, world.history)
+
+
+@pytest.mark.parametrize(
+    "how", [Departed(BOB, 1.0, "quit"), ConnectionLost(frozenset({BOB}), 1.0), TimedOut(frozenset({BOB}), 1.0)]
+)
+def test_who_is_here_by_a_newer_session_keeps_their_place(world: Simulated, how: Change) -> None:
+    world.ask(0, "control", {"action": "raise_hand"})
+    log = world.history.log[ROOM]
+    log[-1] = replace(log[-1], entry=replace(log[-1].entry, changes=(how,)))
+    assert "session 1 of bob goes on, and lost its place by" in found(places_kept, world.history)
+    world.history.ended(1, None, at=world.now - 0.5)
+    assert list(places_kept(world.history)) == []
+    world.join("bob")
+    log.append(replace(log[-1], entry=replace(log[-1].entry, changes=(how,), at=world.now)))
+    assert "session 2 of bob goes on" in found(places_kept, world.history)
 
 
 def test_a_command_that_stands_in_the_audit_twice_is_found(world: Simulated) -> None:
