@@ -51,6 +51,7 @@ class RedisServer:
     A Redis of our own that writes every command to its file; an asynchronous context manager.
 
     Args:
+        directory: Where it keeps its file, if that is to outlive this; one of its own otherwise.
         config: More of its configuration, by name.
 
     Raises:
@@ -58,17 +59,18 @@ class RedisServer:
         RedisFailed: When entering: it does not answer; the message holds its last words.
     """
 
-    def __init__(self, **config: str) -> None:
+    def __init__(self, directory: Path | None = None, **config: str) -> None:
         self._path = find_redis()
-        self._config = {name.replace("_", "-"): value for name, value in config.items()}
-        self._directory = tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True)
+        self.config = {name.replace("_", "-"): value for name, value in config.items()}
+        self._own = tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True)
+        self.directory = Path(self._own.name) if directory is None else directory
         self._child: ChildProcess | None = None
         self.port = 0
 
     async def __aenter__(self) -> Self:
         try:
             for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-                self.port = _free_port()
+                self.port = free_port()
                 try:
                     await self.start()
                 except RedisFailed as error:
@@ -77,7 +79,7 @@ class RedisServer:
                 else:
                     break
         except BaseException:
-            self._directory.cleanup()
+            self._own.cleanup()
             raise
         return self
 
@@ -88,7 +90,7 @@ class RedisServer:
             if self._child is not None:
                 await self._child.end(_STOP_S)
         finally:
-            self._directory.cleanup()
+            self._own.cleanup()
 
     @property
     def url(self) -> str:
@@ -124,6 +126,7 @@ class RedisServer:
         ready = asyncio.Event()
 
         def note(line: str) -> None:
+            self._note(line)
             if _READY in line:
                 ready.set()
 
@@ -132,14 +135,17 @@ class RedisServer:
             words = "\n".join(child.last_words) or "(it said nothing)"
             raise RedisFailed(f"redis-server ({self._path}) does not answer. Its last words:\n{words}")
 
+    def _note(self, line: str) -> None:
+        """What it logs; it is for who inherits from this."""
+
     def _command(self) -> list[str]:
         config = {
             "bind": _LOOPBACK,
             "port": str(self.port),
-            "dir": self._directory.name,
+            "dir": str(self.directory),
             "save": "",
             "appendonly": "yes",
-            **self._config,
+            **self.config,
         }
         return [str(self._path), *(word for name, value in config.items() for word in (f"--{name}", value))]
 
@@ -150,7 +156,8 @@ class RedisServer:
         return self._child
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One on which nobody listened a moment ago."""
     with socket.socket() as free:
         free.bind((_LOOPBACK, 0))
         return int(free.getsockname()[1])

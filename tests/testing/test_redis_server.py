@@ -47,7 +47,7 @@ async def test_it_answers_only_here_and_is_gone_afterwards() -> None:
     async with RedisServer() as redis:
         assert redis.url == f"redis://127.0.0.1:{redis.port}/0"
         assert await ask(redis.port, "PING") == "+PONG"
-        directory = Path(redis._directory.name)
+        directory = redis.directory
         assert directory.is_dir()
     assert not directory.exists()
     with pytest.raises(ConnectionRefusedError):
@@ -75,8 +75,8 @@ async def test_it_can_be_stalled() -> None:
 
 async def test_a_port_that_somebody_else_took_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async with RedisServer() as one:
-        ports = iter([one.port, redis_server._free_port()])
-        monkeypatch.setattr(redis_server, "_free_port", lambda: next(ports))
+        ports = iter([one.port, redis_server.free_port()])
+        monkeypatch.setattr(redis_server, "free_port", lambda: next(ports))
         async with RedisServer() as other:
             assert other.port != one.port
             assert await ask(other.port, "PING") == "+PONG"
