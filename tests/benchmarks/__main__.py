@@ -16,7 +16,7 @@ from typing import Final
 from rich.console import Console
 
 from signaling.server.logs import configure_logging
-from tests.benchmarks import cheat_rows, crowd_rows, livekit_rows, memory_rows, repair_rows, signaling_rows
+from tests.benchmarks import cheat_rows, crowd_rows, livekit_rows, memory_rows, nodes_rows, repair_rows, signaling_rows
 from tests.benchmarks.measure import Options, Row, growth
 from tests.benchmarks.report import as_json, as_markdown, growth_table, table
 
@@ -33,6 +33,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Options], AsyncIterator[Row]]]] = {
     "joins": signaling_rows.joins,
     "memory": memory_rows.memory,
     "crowd": crowd_rows.crowd,
+    "nodes": nodes_rows.nodes,
 }
 QUICK: Final = Options(rooms=(10, 30), repeat=3)
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from websockets.asyncio.client import ClientConnection
 
-from tests.benchmarks.hosts import LIMIT_S, ModerationHost, fresh_room, moderation_host, ms_since
+from tests.benchmarks.hosts import LIMIT_S, Host, ModerationHost, fresh_room, moderation_host, ms_since
 from tests.benchmarks.measure import Goal, Options, Row
 
 _PING: Final = '{"namespace":"echo","payload":{"action":"ping"}}'
@@ -35,20 +35,20 @@ async def crowd(options: Options) -> AsyncIterator[Row]:
         alone, besides = [], []
         async with moderation_host() as host:
             for _ in range(options.repeat):
-                alone.append(await _p99(host, options.seconds))
+                alone.append(await p99_of_echoes(host, options.seconds))
                 async with _process(kind, options.attackers[kind], host) as (size, _):
-                    besides.append(await _p99(host, options.seconds))
+                    besides.append(await p99_of_echoes(host, options.seconds))
         yield _row(where, size, besides, alone, 100)
     grace_s = 2 if options.is_quick else 8
     async with moderation_host(MODERATION_DISCONNECT_GRACE_S=str(grace_s)) as host:  # once: all take a minute to get in
-        alone = [await _p99(host, options.seconds)]
+        alone = [await p99_of_echoes(host, options.seconds)]
         async with _process("idle", options.many, host) as (size, process):
-            idle = [await _p99(host, 3 * options.seconds)]
-            measuring = asyncio.create_task(_p99(host, grace_s))
+            idle = [await p99_of_echoes(host, 3 * options.seconds)]
+            measuring = asyncio.create_task(p99_of_echoes(host, grace_s))
             await asyncio.sleep(0.5)
             process.kill()
             breaking = [await measuring]
-            expiring = [await _p99(host, grace_s)]
+            expiring = [await p99_of_echoes(host, grace_s)]
     yield _row("idle connections", size, idle, alone, 50)
     yield _row("all of them break at once", size, breaking, alone, 100)
     yield _row("their grace is over", size, expiring, alone, 100)
@@ -68,7 +68,7 @@ def _row(where: str, n: int, measured: list[float], baseline: list[float], limit
     )
 
 
-async def _p99(host: ModerationHost, seconds: float) -> float:
+async def p99_of_echoes(host: Host, seconds: float) -> float:
     """Of pings that are sent when it is time for them, whether the last was answered or not."""
     room = fresh_room()
     clients = [await host.connect(room, f"e{number}") for number in range(_CLIENTS)]

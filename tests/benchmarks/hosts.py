@@ -75,6 +75,10 @@ class Listener(asyncio.Protocol):
         """Send a text frame."""
         self._transport.write(Frame(Opcode.TEXT, text.encode()).serialize(mask=True))
 
+    def abort(self) -> None:
+        """Be gone, as when a network fails."""
+        self._transport.abort()
+
     async def leave(self) -> None:
         """Close with 1000, which means leaving, and wait for the end."""
         self._transport.write(Frame(Opcode.CLOSE, CloseCode.NORMAL_CLOSURE.to_bytes(2)).serialize(mask=True))
@@ -149,8 +153,8 @@ class ModerationHost(Host):
         self._metrics_url = f"{internal_url}/metrics"
         self._http = http
 
-    async def connect(self, room: str, name: str) -> ClientConnection:
-        participant = Participant(ParticipantId(name), role=Role.USER, display_name=name.title())
+    async def connect(self, room: str, name: str, *, role: Role = Role.USER) -> ClientConnection:
+        participant = Participant(ParticipantId(name), role=role, display_name=name.title())
         ticket = make_ticket(KEY, "HS256", participant, RoomId(room))
         connection = await connect_websocket(
             self.url,

@@ -49,24 +49,24 @@ async def _per_connection(
     full, after = [], []
     async with started() as host:
         await _meet(host, _WARM_UP, _WARM_UP)
-        before = await _steady_kib(host)
+        before = await steady_kib(host)
         for _ in range(_MEETINGS):
             full.append(await _meet(host, n, size))
-            after.append(await _steady_kib(host))
+            after.append(await steady_kib(host))
     return {_JOINED: (full[0] - before) / n, _KEPT: (after[0] - before) / n, _MORE: (after[-1] - after[-2]) / n}
 
 
 async def _meet(host: Host, n: int, size: int) -> int:
     """Let so many in and out again, until their meetings are over; the memory while they were there."""
     listeners = await host.fill({fresh_room(): size for _ in range(n // size)})
-    full = await _steady_kib(host)
+    full = await steady_kib(host)
     await host.empty(listeners)
     if isinstance(host, ModerationHost):
         await host.until("moderation_meetings", 0)
     return full
 
 
-async def _steady_kib(host: Host) -> int:
+async def steady_kib(host: Host) -> int:
     """The process's memory when it has not changed for a while."""
     known, since = host.resident_kib(), time.monotonic()
     async with asyncio.timeout(LIMIT_S):

@@ -37,7 +37,7 @@ _OFTEN: Final = 5
 _AT_ONCE: Final = (1, 10, 50)
 _PING: Final = '{"namespace":"echo","payload":{"action":"ping"}}'
 _TOKEN: Final = '{"namespace":"livekit","payload":{"action":"create_new_access_token"}}'
-_HANDS: Final = {
+HANDS: Final = {
     b'"hand_is_up":true': '{"namespace":"control","payload":{"action":"raise_hand"}}',
     b'"hand_is_up":false': '{"namespace":"control","payload":{"action":"lower_hand"}}',
 }
@@ -46,7 +46,7 @@ _TO_ALL: Final = {
     '"control":{"display_name":"P0","role":"user","participation_kind":"user",'
     f'{word.decode()},"hand_updated_at":"2026-03-01T09:31:00.123Z","joined_at":"2026-03-01T09:30:00.123Z",'
     '"left_at":null}}}'
-    for word in _HANDS
+    for word in HANDS
 }
 _TELLS: Final = 5
 _FEW: Final = 50
@@ -226,7 +226,7 @@ async def broadcast(options: Options) -> AsyncIterator[Row]:
         for n in options.connections:
             room = {fresh_room(): n}
             mine, bare = await ours.fill(room), await theirs.fill(room)
-            variants = {"server": _telling(mine, _HANDS), "bare": _telling(bare, _TO_ALL)}
+            variants = {"server": telling(mine, HANDS), "bare": telling(bare, _TO_ALL)}
             taken = await in_turns(variants, options.repeat * _OFTEN)
             await ours.empty(mine)
             await theirs.empty(bare)
@@ -243,7 +243,7 @@ async def broadcast(options: Options) -> AsyncIterator[Row]:
             )
 
 
-def _telling(listeners: Sequence[Listener], frames: Mapping[bytes, str]) -> Variant:
+def telling(listeners: Sequence[Listener], frames: Mapping[bytes, str]) -> Variant:
     """The first sends these in turn; how long until the last of the others has heard the word of each."""
     turns = itertools.cycle(frames.items())
     sender, *others = listeners
