@@ -144,7 +144,7 @@ class Meetings:
         is_over = (await until_done(meeting.journal.record)).revision == 0
         if not is_over:
             is_ours = await self._store.look_after(room, self._node, now=self._clock())
-            is_over = not is_ours and not meeting.due.count()  # for this process
+            is_over = not is_ours and not meeting.due.count() and not meeting.lease.is_making_up  # for this process
         if is_over and self._is_unused(room) and self._meetings.get(room) is meeting:
             del self._meetings[room]
             self._store.unfollow(room)

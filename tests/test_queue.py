@@ -113,7 +113,7 @@ async def test_at_most_one_raised_hand_or_join_is_ahead_of_each_write_of_a_moder
             joins = [asyncio.create_task(meeting.join(f"late{number}", in_livekit=False)) for number in range(20)]
             await until(lambda: len(here.turns._small) == 20)
             restricting = asyncio.create_task(alice.moderated("restrict", source="camera"))
-            await until(lambda: here.turns._turn is not None)
+            await until(lambda: here.lease.is_held)
         result = await restricting
         await asyncio.gather(*hands, *joins)
     assert "error" not in result

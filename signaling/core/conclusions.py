@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 from signaling.core.announcements import (
     Announcement,
@@ -23,6 +23,9 @@ from signaling.core.state import MeetingState, PresenterWas
 from signaling.identifiers import ParticipantId
 from signaling.messages import moderation
 from signaling.messages.base import in_order
+
+_FAILURES: Final = frozenset({"livekit_unavailable", "livekit_rejected"})
+"""How outcomes name what LiveKit did not do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,25 @@ def conclude(
         changes=changes,
         announcements=tuple(told),
         outcomes=outcomes,
-        # A mute or stop that failed is not promised: it is tried again for a few seconds only.
-        repaired_later=in_order(failed) if isinstance(effect, Agree | Expel) or _is_held(effect) else (),
+        repaired_later=in_order(failed) if _is_repaired_later(effect) else (),
         error="livekit_unavailable" if failed else None,
+    )
+
+
+def concluded_before(outcomes: tuple[moderation.Outcome, ...], effect: Effect | None = None) -> Conclusion:
+    """
+    What a decision came to that was committed before: its sender is told just what they would have been told then.
+
+    Args:
+        effect: The decision's, if it is known.
+    """
+    failed = [ParticipantId(each.participant) for each in outcomes if each.error in _FAILURES]
+    return Conclusion(
+        changes=(),
+        announcements=(),
+        outcomes=outcomes,
+        repaired_later=in_order(failed) if _is_repaired_later(effect) else (),
+        error=None if not failed else "livekit_unavailable",
     )
 
 
@@ -107,5 +126,6 @@ def presenters_of(decision: Decision) -> frozenset[ParticipantId]:
     return frozenset(who for who in made if who is not None)
 
 
-def _is_held(effect: Effect | None) -> bool:
-    return isinstance(effect, Mute) and effect.is_held
+def _is_repaired_later(effect: Effect | None) -> bool:
+    """Whether LiveKit is told again. A mute or stop that failed is not promised: it is tried for a few seconds only."""
+    return isinstance(effect, Agree | Expel) or (isinstance(effect, Mute) and effect.is_held)

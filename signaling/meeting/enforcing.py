@@ -211,6 +211,8 @@ class Enforcing:
         finally:
             for task in tasks.values():
                 task.cancel()
+                if task.done() and not task.cancelled():
+                    task.exception()  # of many that the store failed alike, one is told
         findings: dict[ParticipantId, Finding] = {}
         for place, who in places.items():
             worsen(findings, who, _finding(tasks.get(place)))

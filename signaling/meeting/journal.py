@@ -10,7 +10,7 @@ from signaling.core.announcements import Announcement
 from signaling.core.applying import apply
 from signaling.core.changes import Change
 from signaling.core.commands import AnyCommand
-from signaling.core.conclusions import Conclusion, conclude
+from signaling.core.conclusions import Conclusion, conclude, concluded_before
 from signaling.core.decisions import Decision, Refusal, decide
 from signaling.core.state import MeetingState, new_meeting
 from signaling.identifiers import CommandId, NodeId, ParticipantId, RoomId, new_command_id
@@ -130,6 +130,26 @@ class Journal:
             self._effective = record, record.effective
         return self._effective[1]
 
+    async def first_outcome(
+        self, command_id: CommandId, decision: Decision | None = None, *, after: int | None = None
+    ) -> Conclusion | None:
+        """
+        What a command came to that was committed, though its answer was lost or another process has finished it.
+
+        Args:
+            decision: What it was decided to be, if that is known.
+            after: A revision from before it was committed; the audit has actions only.
+
+        Returns:
+            `None` if it is not known to have been committed.
+        """
+        audit = await self._store.audited(self.room, command_id)
+        if audit is not None:
+            return concluded_before(audit.outcomes, None if decision is None else decision.effect)
+        entries = None if after is None else await self._store.entries(self.room, after)
+        is_committed = any(entry.command_id == command_id for entry in entries or ())
+        return concluded_before(()) if is_committed else None
+
     def anticipate(self, key: object, change: Change | None) -> None:
         """Have a change count already that is about to be committed; `None`: no longer. A newer one of a key wins."""
         if change is None:
@@ -150,7 +170,7 @@ class Journal:
             fence: That of the turn to which it belongs, if it belongs to one.
 
         Raises:
-            StoreError: Nothing was committed.
+            StoreError: Nothing was committed; or it was, and the answer was lost (see `Store`).
         """
         async with AsyncExitStack() as stack:
             if not is_urgent:

@@ -14,6 +14,7 @@ from signaling.meeting.due import Due
 from signaling.meeting.enforcing import Enforcing
 from signaling.meeting.incidents import Incidents
 from signaling.meeting.journal import Journal
+from signaling.meeting.lease import Lease, LeasedMediaServer
 from signaling.meeting.muted import JustMuted
 from signaling.meeting.places import Places
 from signaling.meeting.reconciler import Reconciler
@@ -57,6 +58,7 @@ class Meeting:
         due: Who is to be looked at.
         just_muted: Who was muted in this moment.
         agreement: What tells LiveKit of people.
+        lease: The turns that are taken here.
         turns: From a command to a commit.
         rooms: Its LiveKit rooms.
         places: Its members' places.
@@ -85,6 +87,7 @@ class Meeting:
     ) -> None:
         entrance = Entrance(clock) if entrance is None else entrance
         closed = ClosedRooms(store, media, clock=clock) if closed is None else closed
+        media = LeasedMediaServer(media)
         node = new_node_id() if node is None else node
         remove_unknown = rules.remove_unknown
         self.just_muted = just_muted = JustMuted()
@@ -116,7 +119,8 @@ class Meeting:
             clock=clock,
             remove_unknown=remove_unknown,
         )
-        self.turns = turns = Turns(store, media, journal, roster, due, enforcing, tasks, clock=clock)
+        self.lease = lease = Lease(store, media, journal, due, tasks)
+        self.turns = turns = Turns(lease, media, journal, roster, due, enforcing, tasks, clock=clock)
         self.rooms = rooms = Rooms(store, media, journal, due, closed, on_forgotten)
         self.places = places = Places(journal, due, agreement, tasks, entrance, clock=clock, grace_s=rules.grace_s)
         self.incidents = incidents = Incidents(

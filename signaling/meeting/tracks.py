@@ -11,8 +11,8 @@ from signaling.core.decisions import FRESH_S
 from signaling.core.effects import Finding, Presence, Priority
 from signaling.core.enforcement import allowable, silencing
 from signaling.core.participants import Source
-from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, TrackGone
-from signaling.identifiers import Identity, LiveKitRoom, TrackSid
+from signaling.errors import MediaServerRejected, MediaServerUnavailable, ParticipantGone, StoreError, TrackGone
+from signaling.identifiers import Identity, LiveKitRoom, ParticipantId, TrackSid
 from signaling.livekit.contract import MediaServer
 from signaling.meeting.agreement import Agreement
 from signaling.meeting.due import FIRST_RETRY_S, Due
@@ -161,6 +161,9 @@ class Tracks:
             log.warning("media_server_rejected", room=room, participant=identity, error=str(error))
             self._due.retry_later({await self._agreement.owner_of(identity)})
             return Finding.REJECTED
+        except StoreError:
+            self._due.retry_later({ParticipantId(identity)})  # the right may be gone that was to come back
+            raise
 
     async def _stop_now(self, place: Place, sources: frozenset[Source], only: frozenset[TrackSid] | None) -> Finding:
         presence = self._roster.presence(*place)

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -19,16 +18,17 @@ from signaling.core.participants import SCREEN_SOURCES, Source
 from signaling.core.policy import publishable, stricter
 from signaling.core.references import people
 from signaling.core.state import MeetingState
-from signaling.errors import MediaServerUnavailable, StoreError
+from signaling.errors import MediaServerUnavailable, StoreError, TurnLost
 from signaling.identifiers import CommandId, ParticipantId
 from signaling.livekit.contract import MediaServer
 from signaling.meeting.due import Due
 from signaling.meeting.enforcing import Enforcing, Seen, worsen
 from signaling.meeting.journal import NOTHING_TO_DO, Committed, Draft, Journal, draft_of
+from signaling.meeting.lease import Lease
 from signaling.meeting.roster import Roster
 from signaling.meeting.tasks import Tasks
 from signaling.messages import livekit, moderation
-from signaling.stores.contract import Entry, Origin, Record, Staged, Store, Turn, Unstaged
+from signaling.stores.contract import Entry, Origin, Record, Staged, Unstaged
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Turns:
 
     def __init__(
         self,
-        store: Store,
+        lease: Lease,
         media: MediaServer,
         journal: Journal,
         roster: Roster,
@@ -64,7 +64,7 @@ class Turns:
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._store = store
+        self._lease = lease
         self._media = media
         self._journal = journal
         self._roster = roster
@@ -74,9 +74,8 @@ class Turns:
         self._clock = clock
         self._waiting: Counter[ParticipantId] = Counter()
         self._small: Counter[ParticipantId] = Counter()
-        self._minted_while_staged: set[ParticipantId] = set()
-        self._turn: Turn | None = None
-        """That is being taken here."""
+        self._minted_while_staged: dict[ParticipantId, int] = {}
+        """Whose tokens were made while something was staged, by which revision."""
         journal.listen(self._on_commit)
 
     # --- Reading -------------------------------------------------------------------------------------------------
@@ -86,7 +85,8 @@ class Turns:
         if record.staged is None:
             allowed = publishable(participant, record.state)
         else:
-            self._minted_while_staged.add(participant)
+            self._minted_while_staged[participant] = record.revision
+            self._look_after_minting(self._journal.newest)  # others may have been quicker
             allowed = stricter(participant, record.state, record.effective)
         if record.state.presenter == participant and screen_is_taken(record.state, self._roster.presences, participant):
             self._due.repair({participant})
@@ -160,8 +160,8 @@ class Turns:
 
         Raises:
             TooManyWaiting: As many wait as may.
-            StoreError: The store did not answer. A decision that was staged by then is finished as soon as it can be;
-                any other came to nothing.
+            StoreError: The store did not answer, or the turn was lost. A decision that was staged by then is finished
+                as soon as it can be; any other came to nothing.
         """
         if (refusal := await self._refused_at_once(sender, command)) is not None:
             return refusal
@@ -172,22 +172,41 @@ class Turns:
         self._waiting[sender] += is_counted
         metrics.COMMANDS_WAITING.inc()
         is_waiting = True
+        begun: tuple[Decision, Record] | None = None
         try:
-            async with self._exclusively():
+            async with self._lease.taken():
                 is_waiting = False
                 self._begin(sender, is_counted=is_counted)
                 record = await self._journal.record()
                 if record.staged is not None:
                     record = await self._finish(record.staged)
+                if command_id in record.state.undoable and (first := await self._journal.first_outcome(command_id)):
+                    return first  # it is asked for again
                 if (refusal := refusal_of(record.state, sender, command, self._clock())) is not None:
                     return refusal
                 decision = await self._decide(record.state, sender, command, command_id)
                 if isinstance(decision, Refusal):
                     return decision
-                return await self._carry_through(decision, origin)
+                begun = decision, record
+                answer = await self._carry_through(decision, origin)
+        except StoreError:
+            if begun is None or (first := await self._outcome_elsewhere(*begun)) is None:
+                raise
+            return first  # the answer was lost, or another process has finished it
         finally:
             if is_waiting:
                 self._begin(sender, is_counted=is_counted)
+        if answer is OVER:
+            return await self._outcome_elsewhere(*begun) or await self._over_or_undone()
+        return answer
+
+    async def _outcome_elsewhere(self, decision: Decision, before: Record) -> Conclusion | None:
+        """What a decision came to if its commit was made all the same, here or by another process."""
+        return await self._journal.first_outcome(decision.command_id, decision, after=before.revision)
+
+    async def _over_or_undone(self) -> Refusal:
+        """Why nothing came of a decision: the meeting is over, or another process has taken it back."""
+        return Refusal("unavailable") if (await self._journal.state()).goes_on else OVER
 
     async def _refused_at_once(self, sender: ParticipantId, command: AnyCommand) -> Refusal | None:
         """Why it need not even wait: the sender may neither now nor when what is being done is done."""
@@ -226,23 +245,18 @@ class Turns:
             del self._waiting[sender]
         metrics.COMMANDS_WAITING.dec()
 
-    @asynccontextmanager
-    async def _exclusively(self) -> AsyncIterator[None]:
-        async with self._store.turn(self._journal.room) as turn:
-            self._turn = turn
-            try:
-                yield
-            finally:
-                self._turn = None
+    def _on_commit(self, _before: Record | None, record: Record, _entry: Entry | None) -> None:
+        self._look_after_minting(record)
 
-    @property
-    def _fence(self) -> int | None:
-        return None if self._turn is None else self._turn.fence
-
-    def _on_commit(self, before: Record | None, record: Record, _entry: Entry | None) -> None:
-        """Whoever got a token while something was staged, on this node, is looked at again, whatever came of that."""
-        if before is not None and before.staged is not None and record.staged is None and self._minted_while_staged:
-            minted, self._minted_while_staged = self._minted_while_staged, set()
+    def _look_after_minting(self, record: Record | None) -> None:
+        """Whoever got a token here while something was staged is looked at again, whatever came of that."""
+        if record is None or record.staged is not None or not self._minted_while_staged:
+            return
+        minted = {who for who, revision in self._minted_while_staged.items() if revision < record.revision}
+        if minted:
+            self._minted_while_staged = {
+                who: revision for who, revision in self._minted_while_staged.items() if who not in minted
+            }
             self._due.repair(minted)
 
     async def _carry_through(
@@ -270,8 +284,9 @@ class Turns:
         except asyncio.CancelledError:
             raise  # this process ends: the decision stays staged, and is finished at the next start
         except Exception as error:
-            # What always stands is finished by the next turn or sweep, as is what was being finished.
-            if not isinstance(error, StoreError) or not (decision.holds or is_again):
+            # What always stands is finished by the next turn or sweep, as is what was being finished; and whoever has
+            # lost the turn has nothing to take back.
+            if not isinstance(error, StoreError) or not (decision.holds or is_again or isinstance(error, TurnLost)):
                 await self._roll_back(decision)
             raise
         if isinstance(conclusion, Conclusion):
@@ -283,11 +298,11 @@ class Turns:
         """Have this decision staged, or none; not if the meeting is over."""
 
         def draft(record: Record) -> Draft | Refusal:
-            if not record.state.goes_on:
+            if not record.state.goes_on or record.staged is decision is None:
                 return NOTHING_TO_DO
             return Draft(staging=Unstaged() if decision is None else Staged(decision))
 
-        return isinstance(await self._journal.commit(draft, fence=self._fence), Committed)
+        return isinstance(await self._journal.commit(draft, fence=self._lease.fence), Committed)
 
     async def _roll_back(self, decision: Decision) -> None:
         await self._stage(None)
@@ -303,7 +318,7 @@ class Turns:
             conclusion = conclude(record.state, decision, seen.findings, silenced=seen.silenced, present=present)
             return draft_of(decision, conclusion, Unstaged(), origin)
 
-        committed = await self._journal.commit(draft, fence=self._fence)
+        committed = await self._journal.commit(draft, fence=self._lease.fence)
         if isinstance(committed, Refusal):
             return committed
         assert committed.conclusion is not None  # noqa: S101 - it was drafted with it
@@ -313,18 +328,15 @@ class Turns:
 
     async def finish_staged(self) -> None:
         """Finish what a process that ended left half done, unless a turn is running."""
-        if self._turn is not None or (await self._journal.record()).staged is None:
+        if self._lease.is_held or (await self._journal.record()).staged is None:
             return
-        async with self._exclusively():
+        async with self._lease.taken():
             staged = (await self._journal.record()).staged
             if staged is not None:
                 await self._finish(staged)
 
     async def _finish(self, decision: Decision) -> Record:
-        is_once = isinstance(decision.effect, Stop) or (
-            isinstance(decision.effect, Mute) and not decision.effect.is_held
-        )
-        if is_once and self._clock() - decision.at > FRESH_S:
+        if _is_once(decision) and self._clock() - decision.at > FRESH_S:
             await self._conclude(decision, Seen(dict.fromkeys(decision.targets, Finding.UNANSWERED)))
         else:
             await self._carry_through(decision, is_again=True)
@@ -349,6 +361,11 @@ def _concerns_strangers(state: MeetingState, command: AnyCommand) -> bool:
             return not state.members.keys() >= people(named or (), state)
         case _:
             return False
+
+
+def _is_once(decision: Decision) -> bool:
+    """Whether it is about what is published in this moment, and nothing that holds."""
+    return isinstance(decision.effect, Stop) or (isinstance(decision.effect, Mute) and not decision.effect.is_held)
 
 
 def _is_over(record: Record, decision: Decision) -> bool:

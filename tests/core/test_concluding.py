@@ -3,8 +3,9 @@ import pytest
 from signaling.core.announcements import Only, control_data, mute_announcements
 from signaling.core.changes import Restricted
 from signaling.core.commands import AnyCommand, ChangeRole, Depart, End, Enter, LoseConnections, Move, NoteRoomDeleted
-from signaling.core.effects import Agree, Finding
-from signaling.core.participants import Kind, Participant, Role
+from signaling.core.conclusions import concluded_before
+from signaling.core.effects import Agree, Effect, Expel, Finding, Mute, Stop
+from signaling.core.participants import Kind, Participant, Role, Source
 from signaling.core.policy import publishable
 from signaling.identifiers import CONTROLLER, ParticipantId
 from signaling.messages import control, livekit
@@ -445,3 +446,33 @@ def test_a_decision_concluded_after_its_target_came_back_as_guest_makes_no_moder
     conclusion = conclude(joined(MEETING, somebody(BOB, Role.GUEST, Kind.GUEST)), decision)
     assert not conclusion.state.is_moderator(BOB)
     assert told(conclusion, BOB) == [control.RoleUpdated(new_role="guest")]
+
+
+BOTH = frozenset({BOB, CAROL})
+SPOKEN = frozenset({Source.MICROPHONE})
+
+
+@pytest.mark.parametrize(
+    ("effect", "is_repaired_later"),
+    [
+        (None, False),
+        (Agree(BOTH), True),
+        (Expel(BOTH), True),
+        (Mute(BOTH, SPOKEN), False),
+        (Mute(BOTH, SPOKEN, is_held=True), True),
+        (Stop(BOTH, SPOKEN), False),
+    ],
+)
+def test_the_sender_of_what_was_concluded_before_is_told_what_they_would_have_been_told(
+    effect: Effect | None,
+    is_repaired_later: bool,  # noqa: FBT001
+) -> None:
+    outcomes = (
+        Outcome(participant=BOB, outcome="failed", error="livekit_rejected"),
+        Outcome(participant=CAROL, outcome="muted"),
+    )
+    conclusion = concluded_before(outcomes, effect)
+    assert conclusion.outcomes == outcomes
+    assert conclusion.error == "livekit_unavailable"
+    assert conclusion.repaired_later == ((BOB,) if is_repaired_later else ())
+    assert concluded_before(outcomes[1:], effect).error is None
