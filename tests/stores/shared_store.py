@@ -125,8 +125,10 @@ class Link:
         return planned
 
     def _check(self, to_store: bool) -> None:  # noqa: FBT001
-        if self.is_cut or (to_store and self.is_away):
+        if to_store and self.is_away:
             raise StoreError("the store is out of reach")
+        if self.is_cut:
+            raise ConnectionResetError("whoever asks is gone")
 
     async def _stand_still(self, for_s: float | None) -> None:
         assert self._process is not None
