@@ -274,8 +274,15 @@ class Meetings:
         if not self._is_open:  # nobody would end it
             work.close()
             return
-        self._background.add(task := asyncio.create_task(work))
+        self._background.add(task := asyncio.create_task(self._log_failure(work)))
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before its first step, it never began
+
+    async def _log_failure(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except StoreError as error:  # a beat or a sweep comes back to it
+            log.warning("store_failed", error=str(error))
 
     async def close(self) -> None:
         """End all that runs for them; what was committed stays in the store."""

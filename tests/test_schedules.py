@@ -181,6 +181,17 @@ def test_whatever_goes_wrong_nothing_is_lost(schedule: Schedule) -> None:
     run(schedule)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        # The store does not say who looks after a meeting that nobody is in any more.
+        Schedule(((1, 22, 0, 2), (0, 15, 2, 1), (0, 19, 1, 4), (1, 16, 2, 3)), ((1, 38, 0, 0),)),
+    ],
+)
+def test_what_went_wrong_once_does_not_again(schedule: Schedule) -> None:
+    run(schedule)
+
+
 def test_a_schedule_happens_the_same_way_each_time() -> None:
     schedule = Schedule(((0, 0, 0, 1), (1, 7, 1, 1), (0, 15, 2, 4)), ((0, 4, 3, 1), (1, 9, 1, 0)))
     first, again = run(schedule), run(schedule)
