@@ -89,7 +89,7 @@ class Session:
         self._moving = 0
         self._is_over = False
         self._is_given_up = False
-        self._ends: tuple[int, EndReason] | None = None
+        self._ends: list[tuple[int, EndReason]] = []
         self._join_data: bytes | None = None
         self._join_success: control.JoinSuccess | None = None
 
@@ -290,15 +290,17 @@ class Session:
         if not self.joined.done():
             self.joined.set_result(None)
         held_back, self._held_back = self._held_back, []
+        ends = next((each for each in self._ends if each[0] > revision), None)
         for committed, delivery in held_back:
-            self.push(delivery, committed)
-        if self._ends is not None:
-            self.end(self._ends[1], self._ends[0])
+            if ends is None or committed <= ends[0]:  # nothing comes after what ends it
+                self.push(delivery, committed)
+        if ends is not None:
+            self.end(ends[1])
 
     def end(self, reason: EndReason, revision: int | None = None) -> None:
         """The module ends the session; not for a commit from before the participant joined."""
         if revision is not None and self._since is None:
-            self._ends = revision, reason
+            self._ends.append((revision, reason))
         elif not self._is_over and (revision is None or self._since is None or revision > self._since):
             self.finish()
             self._ended.set_result(reason)

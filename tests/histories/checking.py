@@ -15,7 +15,7 @@ from signaling.errors import MessageError
 from signaling.identifiers import CONTROLLER, CommandId, ParticipantId, RoomId, SessionId
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Namespace, parse_payload
-from signaling.stores.contract import AuditEntry, Entry, Staged, Unstaged
+from signaling.stores.contract import AuditEntry, Entry, Record, Staged, Unstaged, fold
 from tests.histories.linearizing import (
     Accepted,
     Fact,
@@ -110,6 +110,22 @@ def places_kept(history: History) -> Iterator[str]:
                     if sitting is not None and (sitting.ended_at is None or sitting.ended_at > at + CLOCKS_S):
                         what = f"{type(change).__name__} of revision {commit.entry.revision}"
                         yield f"session {sitting.number} of {who} goes on, and lost its place by {what}"
+
+
+def nobody_left_over(history: History) -> Iterator[str]:
+    """
+    When nothing has happened for longer than nodes count as alive and places are kept, who is connected is.
+
+    That is no violation of itself before that time.
+    """
+    open_keys = {sitting.key for sitting in history.sittings if sitting.ended_at is None}
+    for room, log in history.log.items():
+        record = Record(0, new_meeting(room, screen_share_requires_permission=False))
+        for commit in log:
+            record = fold(record, commit.entry)
+        for who, member in record.state.members.items():
+            if member.session not in open_keys:
+                yield f"{room}: {who} is in it by {member.session}, which is over"
 
 
 # --- Linearizable ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ one state, and concluded in that or a later one, since LiveKit is asked meanwhil
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -22,8 +23,8 @@ from signaling.core.state import MeetingState
 from signaling.identifiers import CommandId, Identity, LiveKitRoom, ParticipantId
 from signaling.messages.moderation import Outcome
 
-MOST_TRIED: Final = 200_000
-"""States that are looked at before the search is given up."""
+MOST_TRIED: Final = 5_000
+"""States that are looked at before a search is given up."""
 
 Outcomes = tuple[tuple[str, str, str | None], ...]
 """Of each person: who, what came of it, and why not."""
@@ -124,16 +125,23 @@ def why_not_linearizable(state: MeetingState, operations: Sequence[Operation]) -
     """
     What is in the way of any order, where the search came furthest; `None` if there is one.
 
-    Raises:
-        Undecided: It was given up.
+    The order of the log is tried first, which is the likeliest by far and leaves little to choose. If the search of any
+    other is given up, what was in the way of that one is told.
     """
-    search = _Search(sorted(operations, key=lambda each: (each.begins, each.place)))
-    return search.run(state)
+    ordered = sorted(operations, key=lambda each: (each.begins, each.place))
+    why = _Search(ordered, keeps_places=True).run(state)
+    if why is None:
+        return None
+    with suppress(Undecided):
+        return _Search(ordered, keeps_places=False).run(state)
+    return why
 
 
 class _Search:
-    def __init__(self, operations: list[Operation]) -> None:
+    def __init__(self, operations: list[Operation], *, keeps_places: bool) -> None:
         self._operations = operations
+        self._places = sorted(each.place for each in operations if each.place < math.inf) if keeps_places else []
+        self._index_at = {each.place: index for index, each in enumerate(operations)}
         self._needed = sum(1 << index for index, each in enumerate(operations) if each.must)
         self._furthest: _Node | None = None
 
@@ -187,8 +195,8 @@ class _Search:
 
     def _next(self, node: _Node) -> Iterator[_Node]:
         candidates = sorted(self._candidates(node.done), key=lambda number: self._operations[number].place)
-        begun = node.begun
-        if begun is not None and begun.index in candidates:
+        begun, next_place = node.begun, self._next_place(node.done)
+        if begun is not None and begun.index in candidates and self._is_next(begun.index, next_place):
             given = self._operations[begun.index].what
             assert isinstance(given, Given)
             after = _concluded(node.state, begun.decided, given)
@@ -199,6 +207,8 @@ class _Search:
             is_turn = isinstance(what, Given) and what.waits
             if self._operations[number].reads or (begun is not None and is_turn):
                 continue
+            if not self._is_next(number, next_place):
+                continue
             after = _carry_out(node.state, what)
             if after is not None:
                 yield _Node(node.done | 1 << number, after, begun)
@@ -208,6 +218,15 @@ class _Search:
                 if isinstance(given, Given) and given.waits and not self._operations[number].reads:
                     for decision in _decisions(node.state, given):
                         yield _Node(node.done, node.state, _Begun(number, decision, observed(node.state)))
+
+    def _next_place(self, done: int) -> float:
+        """Of what has a place that is to be kept, which is next."""
+        places = (place for place in self._places if not done >> self._index_at[place] & 1)
+        return next(places, math.inf)
+
+    def _is_next(self, number: int, next_place: float) -> bool:
+        place = self._operations[number].place
+        return place == math.inf or place <= next_place
 
     def _describe(self, node: _Node) -> str:
         stuck = [
@@ -250,7 +269,7 @@ def _concluded(state: MeetingState, decision: Decision, given: Given) -> Meeting
     assert isinstance(given.came_to, Accepted)
     outcomes = given.came_to.outcomes
     conclusion = conclude(state, decision, _findings(outcomes or ()), present=_present(state, outcomes or ()))
-    if outcomes is not None and not _agree(_told(conclusion), outcomes):
+    if outcomes is not None and not _agree(state, _told(conclusion), outcomes):
         return None
     command_id = decision.command_id if decision.is_action else None
     return apply(state, conclusion.changes, command_id=command_id)
@@ -295,10 +314,14 @@ def _in_livekit(state: MeetingState, people: AbstractSet[ParticipantId]) -> dict
     return {who: Presence(LiveKitRoom(state.room), Identity(who), permission) for who in people}
 
 
-def _agree(expected: Outcomes, told: Outcomes) -> bool:
-    """Whether the same was told of all whom the meeting knows; who is in LiveKit alone is not in the model."""
-    known = {who for who, _, _ in expected}
-    return sorted(expected, key=str) == sorted((each for each in told if each[0] in known), key=str)
+def _agree(state: MeetingState, expected: Outcomes, told: Outcomes) -> bool:
+    """Whether the same was told of members and of unknown people; what becomes of others depends on LiveKit too."""
+    known = state.members.keys() | {who for who, came, _ in expected if came == "unknown"}
+    return _of(known, expected) == _of(known, told)
+
+
+def _of(people: AbstractSet[str], outcomes: Outcomes) -> list[tuple[str, str, str | None]]:
+    return sorted((each for each in outcomes if each[0] in people), key=str)
 
 
 def _codes(code: str) -> frozenset[str]:

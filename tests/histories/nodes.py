@@ -3,8 +3,8 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
@@ -68,7 +68,7 @@ class LinkedStore(Store):
         lags_s: How long after a commit of somebody else it is heard of here at most, unless one of ours follows it.
     """
 
-    def __init__(self, shared: MemoryStore, chance: random.Random) -> None:
+    def __init__(self, shared: Store, chance: random.Random) -> None:
         self._shared = shared
         self._chance = chance
         self._listeners: list[Listener] = []
@@ -104,9 +104,10 @@ class LinkedStore(Store):
 
     async def open(self) -> None:
         await self._reach()
+        await self._shared.open()
 
     async def close(self) -> None:
-        pass
+        await self._shared.close()
 
     async def check(self) -> None:
         await self._reach()
@@ -173,7 +174,7 @@ class LinkedStore(Store):
     def unfollow(self, room: RoomId) -> None:
         self._shared.unfollow(room)
 
-    async def time(self) -> None:
+    async def time(self) -> float | None:
         return await self._shared.time()
 
     def turn(self, room: RoomId) -> AbstractAsyncContextManager[Turn]:
@@ -199,14 +200,16 @@ class Node:
 
 
 class Nodes:
-    """Modules on one store, and what their clients see."""
+    """
+    Modules on one store, and what their clients see.
 
-    def __init__(self, seed: int, *, count: int = 3, store: MemoryStore | None = None) -> None:
+    Args:
+        seed: What chance makes of it; though a set is gone through in another order in each process.
+    """
+
+    def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)  # noqa: S311 - the same again, which no secret may be
         self.history = History()
-        self.loop = TimelessLoop()
-        self.store = MemoryStore() if store is None else store
-        self.store.listen(self._on_commit)
         self.nodes: list[Node] = []
         self._ticks = 0
         self._names = 0
@@ -214,11 +217,17 @@ class Nodes:
         self.command_ids: list[str] = []
         self.requests: dict[str, str] = {}
         self.wrong: list[str] = []
+        self.stack = ExitStack()
+        self.stack.enter_context(structlog.testing.capture_logs())
+        self.loop = self._loop()
         self.loop.set_exception_handler(lambda _, context: self.wrong.append(f"{context}"))
-        self._stack = ExitStack()
-        self._stack.enter_context(structlog.testing.capture_logs())
-        self._stack.enter_context(patch.object(tenacity, "time", SimpleNamespace(monotonic=self.loop.time)))
-        self.run(self._open(count))
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = TimelessLoop()
+        self.store = MemoryStore()
+        self.store.listen(self._on_commit)
+        self.stack.enter_context(patch.object(tenacity, "time", SimpleNamespace(monotonic=loop.time)))
+        return loop
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
         return self.loop.run_until_complete(work)
@@ -234,9 +243,14 @@ class Nodes:
     def _on_commit(self, commit: Commit) -> None:
         self.history.committed(commit.entry, at=self.now())
 
+    def _shared(self) -> Store:
+        """What a node has of the store."""
+        return self.store
+
     # --- Processes -----------------------------------------------------------------------------------------------
 
-    async def _open(self, count: int) -> None:
+    async def open(self, count: int = 3) -> None:
+        """So many nodes begin."""
         self.fake = await FakeRoomService().__aenter__()
         for _ in range(count):
             await self.start()
@@ -244,7 +258,7 @@ class Nodes:
     async def start(self) -> Node:
         """One node more."""
         self._names += 1
-        store = LinkedStore(self.store, self.chance)
+        store = LinkedStore(self._shared(), self.chance)
         settings = Settings(
             livekit_url=self.fake.url,
             livekit_api_key=self.fake.api_key,
@@ -267,14 +281,15 @@ class Nodes:
 
     def close(self) -> None:
         """End everything; what was left running, or raised, is wrong."""
-        self.run(self._close())
+        self.run(self.end())
         left = asyncio.all_tasks(self.loop)
         self.loop.close()
-        self._stack.close()
+        self.stack.close()
         assert not left
         assert not self.wrong
 
-    async def _close(self) -> None:
+    async def end(self) -> None:
+        """The nodes end, as they should."""
         for node in list(self.nodes):
             await node.module.__aexit__(None, None, None)
         await self.fake.__aexit__(None, None, None)
@@ -284,11 +299,15 @@ class Nodes:
         """Nothing fails any more, and what was begun comes to its end."""
         for node in self.nodes:
             node.store.loses_before = node.store.loses_after = 0.0
-        await asyncio.sleep(20)
+        await self.settle()
         await self.join(WATCHER, self.nodes[0])
-        await asyncio.sleep(100)
-        entries = await self.store.audit(ROOM, limit=10_000)
+        await self.settle()
+        entries = await self.nodes[0].store.audit(ROOM, limit=10_000)
         self.history.audited(ROOM, reversed(entries))
+
+    async def settle(self) -> None:
+        """Wait for what goes on by itself."""
+        await asyncio.sleep(100)
 
     # --- Clients -------------------------------------------------------------------------------------------------
 
@@ -422,8 +441,14 @@ async def act(nodes: Nodes, who: str, times: int) -> None:
             await nodes.leave(number, node, chance.choice(["leave", "disconnect"]))
             number = None
             continue
-        if chance.random() < 0.04:
-            number = None  # and joins elsewhere, which takes over
+        if chance.random() < 0.06:
+            older, older_node = number, node
+            node = chance.choice(nodes.nodes)
+            joining = asyncio.ensure_future(nodes.join(who, node))
+            if chance.random() < 0.5:
+                await asyncio.sleep(chance.choice([0, 0.001, 0.01]))
+                await nodes.leave(older, older_node, chance.choice(["leave", "disconnect"]))
+            number = await joining
             continue
         asking = asyncio.ensure_future(
             nodes.ask(number, node, *some_command(chance, nodes.command_ids, nodes.requests.get(who, "none")))
@@ -442,18 +467,19 @@ async def misbehave(nodes: Nodes, *, cuts: int) -> None:
         await nodes.start()
 
 
-@contextmanager
-def some_history(seed: int, *, times: int = 30, faults: bool = True) -> Iterator[History]:
+def some_history(seed: int, *, times: int = 30, faults: bool = True) -> History:
     """What comes of some people on some nodes."""
     nodes = Nodes(seed)
     try:
-        nodes.run(_happen(nodes, times=times, faults=faults))
+        nodes.run(happen(nodes, times=times, faults=faults))
     finally:
         nodes.close()
-    yield nodes.history
+    return nodes.history
 
 
-async def _happen(nodes: Nodes, *, times: int, faults: bool) -> None:
+async def happen(nodes: Nodes, *, times: int, faults: bool) -> None:
+    """People come, ask and go, perhaps while nodes are lost and answers are."""
+    await nodes.open()
     await nodes.join(WATCHER, nodes.nodes[0])
     for node in nodes.nodes:
         node.store.takes_s = nodes.chance.choice([0, 0.001, 0.01])

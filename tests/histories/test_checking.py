@@ -19,6 +19,7 @@ from tests.histories.checking import (
     audited_once,
     linearizable,
     logs_are_whole,
+    nobody_left_over,
     nothing_left_staged,
     places_kept,
     told_in_order,
@@ -269,6 +270,12 @@ def test_who_is_here_by_a_newer_session_keeps_their_place(world: Simulated, how:
     world.join("bob")
     log.append(replace(log[-1], entry=replace(log[-1].entry, changes=(how,), at=world.now)))
     assert "session 2 of bob goes on" in found(places_kept, world.history)
+
+
+def test_who_is_gone_for_long_is_not_in_the_meeting(world: Simulated) -> None:
+    assert list(nobody_left_over(world.history)) == []
+    world.history.ended(1, None, at=world.now)
+    assert "bob is in it by session-1, which is over" in found(nobody_left_over, world.history)
 
 
 def test_a_command_that_stands_in_the_audit_twice_is_found(world: Simulated) -> None:
