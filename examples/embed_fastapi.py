@@ -45,6 +45,7 @@ from signaling import (
 COOKIE: Final = "meeting_login"
 EXTENSIONS: Final = frozenset({"livekit_moderation"})
 LEFT: Final = 1000
+COMES_BACK: Final = 1012
 UNREAD_S: Final = 10
 """How long a client may leave unread what is sent to it."""
 
@@ -156,7 +157,7 @@ class Connection:
                     await self.socket.send_text(text)
             except TimeoutError:
                 raise WebSocketDisconnect from None
-        await self.socket.close(reason=self.end_reason)
+        await self.socket.close(COMES_BACK if self.end_reason == "interrupted" else LEFT, reason=self.end_reason)
 
     async def read(self, tasks: asyncio.TaskGroup) -> Never:
         """Take commands, each in a task: none waits until another is answered, and they take effect in this order."""

@@ -17,7 +17,7 @@ from signaling.messages.base import Event, Namespace
 from signaling.messages.envelope import Delivery, TransactionId
 from signaling.stores.contract import Commit, Entry
 
-EndReason = Literal["kicked", "banned", "taken_over", "meeting_ended"]
+EndReason = Literal["kicked", "banned", "taken_over", "meeting_ended", "interrupted"]
 
 
 class Connected(Protocol):
@@ -102,6 +102,10 @@ class Audience:
         for sessions in tuple(self._sessions.values()):
             yield from [session for listed in sessions.values() for session in listed]
 
+    def in_room(self, room: RoomId) -> Sequence[Connected]:
+        """All sessions of a meeting; they may be dropped meanwhile."""
+        return [session for listed in self._sessions.get(room, {}).values() for session in listed]
+
     def is_being_taken_over(self, session: Connected) -> bool:
         """Whether a newer session of the same participant has begun to join."""
         listed = self._sessions.get(session.room, {}).get(session.id, [])
@@ -136,7 +140,7 @@ class Audience:
                 case _:
                     pass
         if not state.goes_on:
-            for session in [session for listed in sessions.values() for session in listed]:
+            for session in self.in_room(entry.room):
                 session.end("meeting_ended", entry.revision)
 
     def _announce(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -61,6 +61,8 @@ class Meetings:
         self._clock = clock
         self._meetings: dict[RoomId, Meeting] = {}
         self._engaged: defaultdict[RoomId, int] = defaultdict(int)
+        self._interrupted: set[RoomId] = set()
+        """Where people may still have places by sessions of this process that are over."""
         self._background: set[asyncio.Task[None]] = set()
         self._warns_of_missing_webhooks = True
         self._is_open = True
@@ -101,6 +103,10 @@ class Meetings:
     def get(self, room: RoomId) -> Meeting | None:
         """A meeting that this process looks after already."""
         return self._meetings.get(room)
+
+    def rooms(self) -> Sequence[RoomId]:
+        """The meetings that this process looks after."""
+        return tuple(self._meetings)
 
     async def that_goes_on(self, room: RoomId) -> Meeting:
         """
@@ -151,6 +157,19 @@ class Meetings:
             metrics.MEETINGS.dec()
             await meeting.close()
 
+    def begin_anew(self, room: RoomId) -> None:
+        """Forget what this process knows of a meeting: whoever comes to it here finds it as it is kept."""
+        if not self._is_open or (meeting := self._meetings.pop(room, None)) is None:
+            return
+        self._store.unfollow(room)
+        metrics.MEETINGS.dec()
+        self._interrupted.add(room)
+        self.run_in_background(self._find_again(meeting))
+
+    async def _find_again(self, meeting: Meeting) -> None:
+        await meeting.close()
+        await self._look_at_places(meeting.room)
+
     async def _is_in_use(self, room: LiveKitRoom) -> bool:
         record = await self._store.read(room_of(room))
         return record is not None and record.state.goes_on and room in record.state.rooms
@@ -180,9 +199,9 @@ class Meetings:
         for room in await self._store.rooms():
             if room not in self._meetings:
                 await self._take_up(room)
-        for meeting in tuple(self._meetings.values()):
-            await self._give_grace(meeting)
-            self._let_go_if_unused(meeting.room)
+        for room in self._meetings.keys() | self._interrupted:
+            if room in self._meetings or room in self._interrupted:  # still
+                await self._look_at_places(room)
 
     async def _beat_again(self) -> None:
         while True:
@@ -201,24 +220,34 @@ class Meetings:
         meeting = self[room]
         record = await meeting.journal.record()
         meeting.journal.note(record)
-        await meeting.places.lose_connections({who: partial(self._was_elsewhere, who) for who in record.state.members})
+        await meeting.places.lose_connections({who: partial(self._is_gone, who) for who in record.state.members})
         meeting.tasks.run_in_background(meeting.turns.finish_staged())
         meeting.tasks.run_in_background(meeting.rooms.restore())
         if record.state.doomed:
             meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
 
-    async def _give_grace(self, meeting: Meeting) -> None:
-        """Whoever was connected to a process that is gone has the grace period to return."""
-        if (newest := meeting.journal.newest) is None:
-            return
-        connected = (who for who, member in newest.state.members.items() if member.returns_until is None)
-        gone = [who for who in connected if self._was_elsewhere(who, newest.state)]
-        if gone:
-            await meeting.places.lose_connections({who: partial(self._was_elsewhere, who) for who in gone})
+    async def _look_at_places(self, room: RoomId) -> None:
+        """Whoever is connected nowhere any more has the grace period to return; what fails is tried again."""
+        try:
+            with self.engaged(room):
+                await self._give_grace(self[room])
+        except StoreError as error:
+            log.warning("places_not_looked_at", room=room, error=str(error))
+        else:
+            self._interrupted.discard(room)
 
-    def _was_elsewhere(self, participant: ParticipantId, state: MeetingState) -> bool:
-        """Whether somebody is here by a process that is gone."""
+    async def _give_grace(self, meeting: Meeting) -> None:
+        state = (meeting.journal.newest or await meeting.journal.record()).state
+        connected = (who for who, member in state.members.items() if member.returns_until is None)
+        gone = [who for who in connected if self._is_gone(who, state)]
+        if gone:
+            await meeting.places.lose_connections({who: partial(self._is_gone, who) for who in gone})
+
+    def _is_gone(self, participant: ParticipantId, state: MeetingState) -> bool:
+        """Whether somebody is here by a process that is gone, or by this one and without a session."""
         member = state.members.get(participant)
+        if member is not None and member.node == self._node:
+            return not self._audience.of(state.room, participant)
         return member is not None and member.node not in self._alive
 
     def restore_rooms(self) -> None:

@@ -24,6 +24,9 @@ BYPASSES: Final = Counter("moderation_bypasses", "Tracks that got round what hol
 WEBHOOKS: Final = Counter("moderation_webhooks", "Webhooks from LiveKit, by what came of them.", ["result"])
 MEETINGS: Final = Gauge("moderation_meetings", "Meetings that this process looks after.")
 SESSIONS: Final = Gauge("moderation_sessions", "Participants joined through this process.")
+STORE_FAULTS: Final = Counter(
+    "moderation_store_faults", "Times that the store said that something went wrong with it, by what.", ["fault"]
+)
 CONNECTIONS: Final = Gauge("moderation_connections", "Open WebSocket connections.")
 BAD_REQUESTS: Final = Counter(
     "moderation_bad_requests", "Requests to the internal HTTP that are none, by what is wrong.", ["error"]

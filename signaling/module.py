@@ -13,9 +13,7 @@ from signaling.audience import Audience
 from signaling.clock import SteadyClock
 from signaling.core.participants import Participant, Role
 from signaling.entrance import Entrance
-from signaling.errors import (
-    StoreError,
-)
+from signaling.errors import StoreError
 from signaling.identifiers import BreakoutId, CommandId, ParticipantId, RoomId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
@@ -26,7 +24,7 @@ from signaling.parts import Parts, assemble, earliest_now
 from signaling.session import Deliver, Session
 from signaling.settings import Settings
 from signaling.stores import open_store
-from signaling.stores.contract import AuditEntry, Commit, Kept, Store
+from signaling.stores.contract import AuditEntry, Commit, Fault, Kept, Store
 
 log = structlog.get_logger(__name__)
 
@@ -78,13 +76,7 @@ class ModerationModule:
                 self.settings, self._webhook_url, self._on_restart, stack
             )
             settings = self.settings
-            timeout_s, calls_per_room = (
-                settings.moderation_livekit_timeout_s,
-                settings.moderation_livekit_calls_per_room,
-            )
-            media = await stack.enter_async_context(
-                RoomService(url, key, secret, timeout_s=timeout_s, calls_per_room=calls_per_room)
-            )
+            media = await stack.enter_async_context(_room_service(url, key, secret, settings))
             await media.check()  # whatever comes of it: what is wrong is in the log then, and tried again
             self._parts = parts = assemble(
                 url,
@@ -102,6 +94,7 @@ class ModerationModule:
             await parts.meetings.closed.load()
             if not self._listens:  # or it was entered and left before
                 self._store.listen(self._on_commit)
+                self._store.listen_to_faults(self._on_fault)
                 self._listens = True
             stack.push_async_callback(parts.meetings.close)
             await parts.meetings.start()
@@ -124,6 +117,10 @@ class ModerationModule:
     def _on_commit(self, commit: Commit) -> None:
         if self._parts is not None:
             self._parts.meetings.note(commit)
+
+    def _on_fault(self, fault: Fault) -> None:
+        if self._parts is not None:
+            self._parts.faults.note(fault)
 
     @property
     def _entered(self) -> Parts:
@@ -331,6 +328,11 @@ class ModerationModule:
         if self._parts is not None:
             self._parts.media.forget_rooms()
             self._parts.meetings.restore_rooms()
+
+
+def _room_service(url: str, key: str, secret: str, settings: Settings) -> RoomService:
+    timeout_s, calls_per_room = settings.moderation_livekit_timeout_s, settings.moderation_livekit_calls_per_room
+    return RoomService(url, key, secret, timeout_s=timeout_s, calls_per_room=calls_per_room)
 
 
 async def _find_livekit(

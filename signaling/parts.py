@@ -9,6 +9,7 @@ from signaling.audience import Audience
 from signaling.controls import Controls
 from signaling.credentials import Credentials
 from signaling.entrance import Entrance
+from signaling.faults import Faults
 from signaling.identifiers import new_node_id
 from signaling.joining import Joining
 from signaling.livekit.room_service import RoomService
@@ -32,6 +33,7 @@ class Parts:
     joining: Joining
     controls: Controls
     reports: Reports
+    faults: Faults
 
 
 def assemble(
@@ -74,7 +76,8 @@ def assemble(
     controls = Controls(meetings, audience, joining)
     webhooks = Webhooks(key, secret, clock=wall_clock)
     reports = Reports(webhooks, store, meetings, partial(earliest_now, clock, wall_clock))
-    return Parts(media, meetings, credentials, answers, joining, controls, reports)
+    faults = Faults(meetings, audience)
+    return Parts(media, meetings, credentials, answers, joining, controls, reports, faults)
 
 
 def earliest_now(clock: Callable[[], float], wall_clock: Callable[[], float]) -> float:

@@ -279,7 +279,8 @@ class Connection:
         last_words = _last_words(ended.result())
         if last_words is not None:
             self._answer(last_words)
-        self._spawn(self._close(CloseCode.NORMAL_CLOSURE))
+        comes_back = ended.result() == "interrupted"
+        self._spawn(self._close(CloseCode.SERVICE_RESTART if comes_back else CloseCode.NORMAL_CLOSURE))
 
     async def _close(self, code: CloseCode) -> None:
         self._outbox.flush()
@@ -314,7 +315,7 @@ class Connection:
 
 
 def _last_words(reason: EndReason) -> Event | None:
-    """Why the server closes with 1000; known clients hang up on these and come back after anything else."""
+    """Why the server closes, if that is for good; known clients hang up on these and come back after anything else."""
     match reason:
         case "kicked":
             return removal.Kicked()
@@ -322,7 +323,7 @@ def _last_words(reason: EndReason) -> Event | None:
             return removal.Banned()
         case "meeting_ended":
             return control.RoomDeleted()
-        case "taken_over":
+        case "taken_over" | "interrupted":
             return None
         case _:
             assert_never(reason)

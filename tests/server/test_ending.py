@@ -17,7 +17,7 @@ from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import channel, websocket
 from signaling.server.websocket import STOP_S
 from signaling.session import Session
-from signaling.stores.contract import Commit
+from signaling.stores.contract import Commit, FellBehind
 from signaling.stores.memory import MemoryStore
 from tests.meeting_on_fake import until
 from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted
@@ -228,6 +228,18 @@ async def test_the_last_delivery_goes_out_before_the_close(host: Hosted) -> None
         assert await bob.closed() == 1000
         assert bob.inbox[-2].transaction_id == 99
         assert bob.inbox[-1].payload == {"message": "kicked"}
+
+
+async def test_whoever_cannot_be_told_everything_is_closed_with_1012_and_comes_back(host: Hosted) -> None:
+    async with host.client("alice", Role.MODERATOR) as alice, host.client("bob") as bob:
+        await alice.join()
+        await bob.join()
+        host.module._entered.faults.note(FellBehind(ROOM, "what followed is not kept"))
+        assert [await client.closed() for client in (alice, bob)] == [1012] * 2
+        assert bob.inbox[-1].payload["message"] != "room_deleted"
+    async with host.client("alice", Role.MODERATOR) as alice:
+        success = await alice.join()
+        assert [person["id"] for person in success["participants"]] == ["bob"], "their place is kept"
 
 
 async def test_stopping_closes_everybody_with_1012_and_keeps_their_places(

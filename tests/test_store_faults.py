@@ -1,0 +1,131 @@
+"""What follows for meetings when the store says that something went wrong with it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+import structlog
+
+from signaling import Role, StoreError
+from signaling.identifiers import RoomId
+from signaling.stores.contract import FellBehind
+from signaling.testing.fake_room_service import FakeRoomService
+from tests.links import SharedStore
+from tests.meeting_on_fake import ROOM, MeetingOnFake, meeting_on_fake, until
+
+Nodes = tuple[MeetingOnFake, MeetingOnFake]
+OVERLOOKED = "what followed is not kept"
+
+
+@pytest.fixture
+def store() -> SharedStore:
+    return SharedStore()
+
+
+@pytest.fixture
+async def nodes(fake: FakeRoomService, store: SharedStore) -> AsyncIterator[Nodes]:
+    """Two processes, as far as the module can tell, each with a link of its own to one store."""
+    async with AsyncExitStack() as stack:
+        one, other = [await stack.enter_async_context(meeting_on_fake(fake, store=store.link())) for _ in range(2)]
+        yield one, other
+
+
+async def connected(store: SharedStore) -> set[str]:
+    record = await store.read(ROOM)
+    assert record is not None
+    return {who for who, member in record.state.members.items() if member.returns_until is None}
+
+
+async def until_connected(store: SharedStore, *people: str) -> None:
+    async with asyncio.timeout(10):
+        while await connected(store) != set(people):  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.002)
+
+
+# --- A node that cannot follow -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [ROOM, None])
+async def test_whoever_cannot_be_told_everything_is_interrupted_and_keeps_their_place(
+    nodes: Nodes, store: SharedStore, room: RoomId | None
+) -> None:
+    one, other = nodes
+    alice = await one.join("alice", Role.MODERATOR)
+    bob, carol = await other.join("bob"), await other.join("carol")
+    with structlog.testing.capture_logs() as logs:
+        store.links[1].fail(FellBehind(room, OVERLOOKED))
+    for person in (bob, carol):
+        assert await asyncio.wait_for(person.session.ended, 5) == "interrupted"
+    assert [(line["event"], line["room"], line["sessions"], line["reason"]) for line in logs] == [
+        ("meeting_interrupted", ROOM, 2, OVERLOOKED)
+    ]
+    await until_connected(store, "alice")
+    assert not alice.session.ended.done(), "another process follows it"
+    back = await other.join("bob")
+    assert await connected(store) == {"alice", "bob"}
+    assert not alice.told("left", "control")
+    await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    await back.until_told("microphone_restrictions_enabled")
+
+
+async def test_a_meeting_that_could_not_be_followed_begins_anew_here(nodes: Nodes, store: SharedStore) -> None:
+    _, other = nodes
+    await other.join("bob")
+    before = other.module._entered.meetings[ROOM]
+    store.links[1].fail(FellBehind(ROOM, OVERLOOKED))
+    await other.join("bob")
+    assert other.module._entered.meetings[ROOM] is not before
+    assert len(before.tasks) == 0
+    assert await connected(store) == {"bob"}
+
+
+async def test_another_meeting_is_not_interrupted(nodes: Nodes, store: SharedStore) -> None:
+    _, other = nodes
+    bob = await other.join("bob")
+    meeting = other.module._entered.meetings[ROOM]
+    store.links[1].fail(FellBehind(RoomId("lunch"), OVERLOOKED))
+    assert other.module._entered.meetings[ROOM] is meeting
+    assert not bob.session.is_over
+
+
+async def test_whoever_is_being_let_in_when_a_meeting_is_interrupted_may_come_again(
+    nodes: Nodes, store: SharedStore
+) -> None:
+    one, other = nodes
+    await one.join("alice", Role.MODERATOR)
+    async with one.module._entered.meetings[ROOM].journal._writing:
+        pass
+    with other.fake.hang(method="CreateRoom") as hanging:
+        joining = asyncio.create_task(other.join("bob", breakout="red", in_livekit=False))
+        await hanging.hit()
+        store.links[1].fail(FellBehind(ROOM, OVERLOOKED))
+        with pytest.raises(StoreError):
+            await joining
+    await until_connected(store, "alice")
+    await other.join("bob")
+    assert await connected(store) == {"alice", "bob"}
+
+
+async def test_places_are_kept_though_the_store_does_not_answer_at_first(
+    nodes: Nodes, store: SharedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise StoreError("it is away")
+
+    one, other = nodes
+    await one.join("alice", Role.MODERATOR)
+    await other.join("bob")
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+        patch.setattr(store, "append", fails)
+        store.links[1].fail(FellBehind(None, OVERLOOKED))
+        await until(lambda: any(line["event"] == "places_not_looked_at" for line in logs))
+    assert await connected(store) == {"alice", "bob"}
+    await other.module._entered.meetings.beat()
+    await until_connected(store, "alice")
+
+
+async def test_a_module_that_was_left_hears_of_no_fault(fake: FakeRoomService, store: SharedStore) -> None:
+    async with meeting_on_fake(fake, store=store.link()) as node:
+        await node.join("bob")
+    store.links[0].fail(FellBehind(None, OVERLOOKED))
