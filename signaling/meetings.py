@@ -253,7 +253,7 @@ class Meetings:
     def restore_rooms(self) -> None:
         """LiveKit is back, perhaps without its rooms."""
         for meeting in self._meetings.values():
-            meeting.tasks.run_in_background(meeting.rooms.restore())
+            meeting.tasks.run_in_background(meeting.rooms.restore_once())
 
     def note(self, commit: Commit) -> None:
         """A commit was made: what follows from it in its meeting, and what is told of it."""

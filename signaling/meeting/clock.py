@@ -3,7 +3,7 @@
 import asyncio
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from signaling.core.commands import End, EndIfEmpty, Expire
@@ -13,7 +13,7 @@ from signaling.entrance import LATE_S, Entrance
 from signaling.identifiers import CONTROLLER, new_command_id
 from signaling.meeting.journal import Journal
 from signaling.meeting.places import Places
-from signaling.meeting.rooms import Rooms
+from signaling.meeting.rooms import STANDBY_S, Rooms
 from signaling.meeting.tasks import Tasks, until_done
 from signaling.meeting.turn import Turns
 from signaling.stores.contract import Entry, Record
@@ -26,10 +26,14 @@ class Clock:
     """
     Sees to it that whatever ends by itself does so in time.
 
+    Of all processes that have people in the meeting, the one that looks after it is in time. The others are there for
+    what it leaves undone: they come a moment later, and find nothing to do but when it is gone.
+
     Args:
         clock: Seconds since the epoch.
         entrance: Where people wait to be let in: what is late here is late for them.
         empty_s: How long a meeting goes on with nobody in it.
+        looks_after: Whether this process is the one that looks after the meeting.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Clock:
         *,
         clock: Callable[[], float],
         empty_s: float,
+        looks_after: Callable[[], Awaitable[bool]],
     ) -> None:
         self._journal = journal
         self._turns = turns
@@ -52,6 +57,9 @@ class Clock:
         self._entrance = entrance
         self._clock = clock
         self._empty_s = empty_s
+        self._looks_after = looks_after
+        self._behind_s = 0.0
+        """How much later than in time this process is, on purpose."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_expiring = False
         self._is_lifting = False
@@ -73,17 +81,23 @@ class Clock:
         if self._is_expiring:
             return  # who is at it looks again
         loop = asyncio.get_running_loop()
-        deadlines = list(self._places.end(state).values())
+        deadlines = self._deadlines(state)
         # Looked at every second while anybody may come back: a loop that is late for that is late for them.
-        look_in_s = LATE_S if deadlines else math.inf
+        look_in_s = LATE_S if self._places.end(state) else math.inf
+        if deadlines:
+            delay_s = max(
+                min(deadlines) + self._behind_s - self._clock(), self._expired_at + GATHERED_S - loop.time(), 0
+            )
+            due_at = loop.time() + min(delay_s, look_in_s)
+            self._timer = loop.call_at(due_at, self._look_at_the_time, due_at)
+
+    def _deadlines(self, state: MeetingState) -> list[float]:
+        deadlines = list(self._places.end(state).values())
         if state.empty_since is not None:
             deadlines.append(state.empty_since + self._empty_s)
         if not self._is_lifting:
             deadlines += _ends(state)
-        if deadlines:
-            delay_s = max(min(deadlines) - self._clock(), self._expired_at + GATHERED_S - loop.time(), 0)
-            due_at = loop.time() + min(delay_s, look_in_s)
-            self._timer = loop.call_at(due_at, self._look_at_the_time, due_at)
+        return deadlines
 
     def _look_at_the_time(self, due_at: float) -> None:
         self._timer = None
@@ -100,6 +114,10 @@ class Clock:
 
     async def _expire(self) -> None:
         now = self._clock()
+        if all(deadline > now for deadline in self._deadlines(await self._journal.state())):
+            return
+        self._behind_s = 0.0 if await self._looks_after() else STANDBY_S
+        now -= self._behind_s
         if await self._places.give_up(now):
             self._expired_at = asyncio.get_running_loop().time()
         if not self._is_lifting and any(end <= now for end in _ends(await self._journal.state())):

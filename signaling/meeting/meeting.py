@@ -121,7 +121,7 @@ class Meeting:
         )
         self.lease = lease = Lease(store, media, journal, due, tasks)
         self.turns = turns = Turns(lease, media, journal, roster, due, enforcing, tasks, clock=clock)
-        self.rooms = rooms = Rooms(store, media, journal, due, closed, on_forgotten)
+        self.rooms = rooms = Rooms(store, media, journal, due, closed, on_forgotten, looks_after=looks_after)
         self.places = places = Places(journal, due, agreement, tasks, entrance, clock=clock, grace_s=rules.grace_s)
         self.incidents = incidents = Incidents(
             journal,
@@ -148,7 +148,17 @@ class Meeting:
             looks_after=looks_after,
             on_people_in_livekit=on_people_in_livekit,
         )
-        self.timer = Clock(journal, turns, places, rooms, tasks, entrance, clock=clock, empty_s=rules.empty_s)
+        self.timer = Clock(
+            journal,
+            turns,
+            places,
+            rooms,
+            tasks,
+            entrance,
+            clock=clock,
+            empty_s=rules.empty_s,
+            looks_after=looks_after,
+        )
         self.view = View(journal, roster, due, on_state_changed)
         self.attendance = Attendance()
 

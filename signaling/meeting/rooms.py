@@ -1,8 +1,9 @@
 """The LiveKit rooms of one meeting: made, restored, deleted."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -18,6 +19,9 @@ from signaling.stores.contract import Store
 
 log = structlog.get_logger(__name__)
 
+STANDBY_S: Final = 1.0
+"""How much later than the process that looks after a meeting the others do what is not done by then."""
+
 
 class Rooms:
     """
@@ -25,6 +29,7 @@ class Rooms:
 
     Args:
         closed: What is kept closed of meetings that have ended.
+        looks_after: Whether this process, of all that have people in the meeting, is the one that looks after it.
         on_forgotten: Called when the meeting is over and nothing of it is kept any more.
     """
 
@@ -36,6 +41,8 @@ class Rooms:
         due: Due,
         closed: ClosedRooms,
         on_forgotten: Callable[[], None],
+        *,
+        looks_after: Callable[[], Awaitable[bool]],
     ) -> None:
         self._store = store
         self._media = media
@@ -43,6 +50,7 @@ class Rooms:
         self._due = due
         self._closed = closed
         self._on_forgotten = on_forgotten
+        self._looks_after = looks_after
         self._opening = asyncio.Lock()
 
     async def open(self, room: LiveKitRoom) -> None:
@@ -62,6 +70,26 @@ class Rooms:
         self._media.forget_rooms(room)
         if room in (await self._journal.effective_state()).rooms_in_use():
             await self.restore()
+
+    async def restore_once(self) -> None:
+        """
+        Make all rooms in use again after LiveKit was gone, as one of all the processes that may have noticed it.
+
+        Whoever looks after the meeting does it at once. It may be gone, or may not have noticed; so the others look a
+        moment later whether a room is missing.
+        """
+        if not await until_done(self._looks_after):
+            await asyncio.sleep(STANDBY_S)
+            if not await until_done(self._is_any_missing):
+                return
+        await self.restore()
+
+    async def _is_any_missing(self) -> bool:
+        rooms = (await self._journal.effective_state()).rooms_in_use()
+        missing = rooms - await self._media.rooms_there(sorted(rooms)) if rooms else rooms
+        if missing:
+            self._media.forget_rooms(*missing)
+        return bool(missing)
 
     async def restore(self) -> None:
         """Make all rooms in use again after LiveKit was gone; clients give up soon."""
