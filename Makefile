@@ -4,6 +4,7 @@
 # make server             build livekit-server into your cache directory, once
 # make bench              measure, half an hour; ARGS=--quick takes four minutes
 # make fuzz               attack a server by chance for ten minutes; ARGS="--seconds 60 --seed 7"
+# make soak               several nodes under faults for ten minutes; ARGS="--seconds 90 --seed 7"
 # make mutants            see which faults the tests would notice; ARGS="--only policy"
 # make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
@@ -13,7 +14,7 @@ ARGS =
 BIN = .venv/bin
 COUNTED = tests/core tests/messages tests/test_schemas.py tests/test_strangers.py tests/test_view.py
 
-.PHONY: demo test lint server bench fuzz mutants docs schemas lock clean
+.PHONY: demo test lint server bench fuzz soak mutants docs schemas lock clean
 
 demo:
 	@.ci/bootstrap demo $(ARGS)
@@ -50,6 +51,10 @@ bench:
 fuzz:
 	@.ci/bootstrap test
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak:
+	@.ci/bootstrap test
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 mutants:
 	@.ci/bootstrap test

@@ -40,6 +40,7 @@ class FaultProxy:
         self._swallows = (False, False)
         self._halving: set[bool] = set()
         self._losing: Where | None = None
+        self._expected: list[tuple[Where, asyncio.Future[None]]] = []
 
     async def __aenter__(self) -> Self:
         await self.accept()
@@ -102,6 +103,15 @@ class FaultProxy:
             self._cut(wire)
         await self.accept()
 
+    async def until_asked(self, where: Where) -> None:
+        """Wait for a request of which that is true; it has been passed on, and its answer not yet."""
+        expected = where, asyncio.get_running_loop().create_future()
+        self._expected.append(expected)
+        try:
+            await expected[1]
+        finally:
+            self._expected.remove(expected)
+
     # --- Passing on ----------------------------------------------------------------------------------------------
 
     async def _accept(self, reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> None:
@@ -157,6 +167,9 @@ class FaultProxy:
             return False
         writing.write(chunk)
         await writing.drain()
+        for where, asked in [] if answers else self._expected:
+            if not asked.done() and where(chunk):
+                asked.set_result(None)
         return True
 
     def _cut(self, wire: "_Wire", but: asyncio.StreamWriter | None = None) -> None:

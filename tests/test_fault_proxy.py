@@ -158,6 +158,18 @@ async def test_one_answer_is_lost_to_a_request_that_is_chosen(proxy: FaultProxy,
         assert await client.ask(b"two\n") == b"two\n"
 
 
+async def test_a_request_can_be_waited_for(proxy: FaultProxy) -> None:
+    async with connected(proxy) as client:
+        proxy.delay(answers_s=0.05)
+        waiting = asyncio.create_task(proxy.until_asked(lambda request: b"two" in request))
+        assert await client.ask(b"one\n") == b"one\n"
+        assert not waiting.done()
+        asking = asyncio.create_task(client.ask(b"two\n"))
+        await waiting
+        assert not asking.done()
+        assert await asking == b"two\n"
+
+
 async def test_a_request_is_cut_in_its_middle(proxy: FaultProxy, echo: Echo) -> None:
     async with connected(proxy) as client:
         proxy.halve()
