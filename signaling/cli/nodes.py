@@ -125,7 +125,12 @@ async def _several(settings: ServerSettings, count: int) -> AsyncIterator[Nodes]
             Node(f"node {number}", process.signaling_url, process.internal_url, process)
             for number, process in enumerate(processes, 1)
         )
-        yield Nodes(nodes, processes[0].livekit_url, (key, secret), is_reported_to=embedded is not None)
+        try:
+            yield Nodes(nodes, processes[0].livekit_url, (key, secret), is_reported_to=embedded is not None)
+        finally:
+            for node in nodes:  # at once: nothing is kept, and LiveKit reports until it ends itself
+                if node.lives:
+                    await node.kill()
 
 
 def _keys(settings: ServerSettings, embedded: EmbeddedServer | None) -> tuple[str, str]:
