@@ -316,8 +316,13 @@ class World:
         ]
 
     def settle(self) -> None:
-        """Let the dust settle."""
-        self.pass_time(SETTLES_S)
+        """Let the dust settle; by when nobody may do any more what is forbidden, it does not have to."""
+        soon_s = LEASE_S + DEADLINE_S
+        if not all(node.is_alive for node in self.nodes):
+            soon_s += LIVES_S + SWEEP_S  # until another node looks after what theirs was
+        self.pass_time(soon_s)
+        self.wrong += self.forbidden()
+        self.pass_time(SETTLES_S - soon_s)
 
     def judge(self) -> None:
         """All of what holds when the dust has settled."""
