@@ -48,6 +48,9 @@ class Connected(Protocol):
     async def be_moved(self, breakout: BreakoutId | None) -> None:
         """Go to a breakout, or back, since the controller says so."""
 
+    def note_entered(self) -> None:
+        """The participant is in the meeting by this session."""
+
     def note_moved(self, revision: int) -> None:
         """The participant belongs into another room, by a commit that may have been made elsewhere."""
 
@@ -131,7 +134,7 @@ class Audience:
                 case Entered(participant, member) if participant in sessions:
                     for session in tuple(sessions[participant]):
                         if session.key == member.session:
-                            session.has_entered = True
+                            session.note_entered()
                         elif session.has_entered:  # else it is about to take over itself
                             session.end("taken_over")
                 case Moved(participant) if participant in sessions:

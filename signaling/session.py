@@ -70,17 +70,13 @@ class Session:
         credentials: Credentials,
         answers: Answers,
     ) -> None:
-        self.key = new_session_id()
-        self.id = participant
-        self.room = meeting.room
+        self.key, self.id, self.room = new_session_id(), participant, meeting.room
         self._ended: asyncio.Future[EndReason] = asyncio.get_running_loop().create_future()
         self.joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.has_control = CONTROL in extensions
         self.has_moderation = MODERATION in extensions
         self.found: Found | None = None
-        self._audience = audience
-        self._credentials = credentials
-        self._answers = answers
+        self._audience, self._credentials, self._answers = audience, credentials, answers
         self._meeting = meeting
         self._deliver = deliver
         self._since: int | None = None
@@ -193,6 +189,11 @@ class Session:
             raise SessionEnded(f"{self.id} is not in the meeting")
         await self._renew()
         await self._meeting.agreement.remove_identities(self.id, committed.before.state)
+
+    def note_entered(self) -> None:
+        """The participant is in the meeting by this session: what came before may be of one that is over by now."""
+        self.has_entered = True
+        self._held_back, self._ends = [], []
 
     def note_moved(self, revision: int) -> None:
         """The participant belongs into another room, by a commit that may have been made elsewhere."""

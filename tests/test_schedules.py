@@ -184,6 +184,8 @@ def test_whatever_goes_wrong_nothing_is_lost(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     "schedule",
     [
+        # Whoever is let in while a meeting ends is in the next one, whose revisions begin anew.
+        Schedule(((0, 22, 2, 3), (1, 15, 2, 5), (0, 1, 0, 5)), ()),
         # The store does not say who looks after a meeting that nobody is in any more.
         Schedule(((1, 22, 0, 2), (0, 15, 2, 1), (0, 19, 1, 4), (1, 16, 2, 3)), ((1, 38, 0, 0),)),
     ],
