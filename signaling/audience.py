@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from signaling import metrics
 from signaling.core.announcements import Announcement, Everyone
-from signaling.core.changes import Entered, Moved
+from signaling.core.changes import Entered, Moved, TimedOut
 from signaling.core.decisions import may_moderate
 from signaling.core.state import MeetingState
 from signaling.identifiers import BreakoutId, ParticipantId, RoomId, SessionId
@@ -137,6 +137,11 @@ class Audience:
                             session.note_entered()
                         elif session.has_entered:  # else it is about to take over itself
                             session.end("taken_over")
+                case TimedOut(participants):  # whose process was not heard of, though they are connected to it
+                    for who in participants & sessions.keys():
+                        for session in tuple(sessions[who]):
+                            if session.has_entered:
+                                session.end("interrupted", entry.revision)
                 case Moved(participant) if participant in sessions:
                     for session in tuple(sessions[participant]):
                         session.note_moved(entry.revision)

@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from signaling import Role, StoreError
-from signaling.identifiers import RoomId
+from signaling.identifiers import ParticipantId, RoomId
 from signaling.stores.contract import FellBehind
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.links import SharedStore
@@ -129,3 +129,56 @@ async def test_a_module_that_was_left_hears_of_no_fault(fake: FakeRoomService, s
     async with meeting_on_fake(fake, store=store.link()) as node:
         await node.join("bob")
     store.links[0].fail(FellBehind(None, OVERLOOKED))
+
+
+# --- A node that was not heard of --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def stalled(fake: FakeRoomService, store: SharedStore) -> AsyncIterator[Nodes]:
+    """Two processes, the second of which hears nothing once it is paused."""
+    async with AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(
+                meeting_on_fake(fake, store=store.link(), moderation_disconnect_grace_s=grace_s)
+            )
+            for grace_s in (0.1, 60)
+        ]
+        yield one, other
+
+
+async def lose_bob(one: MeetingOnFake, store: SharedStore) -> None:
+    """Have the first process find that the second is gone."""
+    store.links[1].is_paused = True
+    places = one.module._entered.meetings[ROOM].places
+    await places.lose_connections({ParticipantId("bob"): lambda _: True})
+
+
+async def test_whoever_was_given_up_elsewhere_is_interrupted_and_comes_back(stalled: Nodes, store: SharedStore) -> None:
+    one, other = stalled
+    alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
+    await lose_bob(one, store)
+    assert (await alice.until_told("left", "control"))["id"] == "bob"
+    assert not bob.session.is_over
+    store.links[1].resume()
+    assert await asyncio.wait_for(bob.session.ended, 5) == "interrupted"
+    await other.join("bob")
+    assert await connected(store) == {"alice", "bob"}
+
+
+@pytest.mark.parametrize("hears_first", [True, False])
+async def test_whoever_has_come_back_elsewhere_stays_there_whatever_the_older_node_does_late(
+    stalled: Nodes, store: SharedStore, *, hears_first: bool
+) -> None:
+    one, other = stalled
+    await one.join("alice", Role.MODERATOR)
+    bob = await other.join("bob")
+    await lose_bob(one, store)
+    back = await one.join("bob")
+    if hears_first:
+        store.links[1].resume()
+        assert await asyncio.wait_for(bob.session.ended, 5) == "taken_over"
+    await bob.session.disconnect()
+    store.links[1].resume()
+    assert not back.session.is_over
+    assert await connected(store) == {"alice", "bob"}
