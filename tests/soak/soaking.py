@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+from livekit.protocol.models import TrackSource
+
 from signaling import Role
 from signaling.core.participants import Source
 from signaling.core.policy import publishable
@@ -32,6 +34,8 @@ _IN_TURN_S: Final = 4
 _SETTLES_S: Final = 15.0
 """A lease, the deadline of what is told LiveKit, and a sweep."""
 _SAMPLE_S: Final = 0.25
+_BETWEEN_S: Final = 3.0
+"""Between two faults at least, so that what one leaves behind is seen; one that is steered for may take longer."""
 _NODES: Final = 3
 _APPENDS: Final = b'"revision":'
 """What is in a commit on its way to Redis, and in no other request."""
@@ -187,7 +191,7 @@ class Soak:
         loop = asyncio.get_running_loop()
         began = loop.time()
         for fault in plan(self.report.seed, self.report.seconds, _NODES):
-            await asyncio.sleep(max(0.0, began + fault.at_s - loop.time()))
+            await asyncio.sleep(max(_BETWEEN_S, began + fault.at_s - loop.time()))
             self.report.faults[fault.kind] += 1
             await self._have(fault, self._nodes[fault.node])
             await self._heal()
@@ -339,7 +343,7 @@ class Soak:
             if state is None:
                 continue
             for someone in self._fake.participants(name):
-                is_heard = any(track.source == track.source.MICROPHONE and not track.muted for track in someone.tracks)
+                is_heard = any(track.source == TrackSource.MICROPHONE and not track.muted for track in someone.tracks)
                 if is_heard and Source.MICROPHONE not in publishable(ParticipantId(someone.identity), state):
                     found.append((name, someone.identity))
         return found
