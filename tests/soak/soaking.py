@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 from livekit.protocol.models import TrackSource
 
 from signaling import Role
+from signaling.core.changes import Entered
 from signaling.core.participants import Source
 from signaling.core.policy import publishable
 from signaling.core.state import MeetingState
@@ -22,7 +23,7 @@ from signaling.stores.contract import Commit, Store
 from signaling.stores.contract import Fault as StoreFault
 from signaling.testing.fake_room_service import FakeRoomService
 from signaling.testing.participants import JoinRefused, PublishRefused
-from tests.histories.checking import violations
+from tests.histories.checking import CLOCKS_S, violations
 from tests.histories.recording import History
 from tests.meetings.serving import KEY
 from tests.redis_server import RedisServer
@@ -108,6 +109,7 @@ class Soak:
         self._quiet, self._over = asyncio.Event(), asyncio.Event()
         self._people: list[Person] = []
         self._nodes: list[Node] = []
+        self._is_recorded = False
         self._asking: list[asyncio.Task[bool]] = []
         self._sizes: dict[str, tuple[float, tuple[int, int]]] = {}
 
@@ -142,6 +144,7 @@ class Soak:
                 self._nodes.append(await stack.enter_async_context(node))
             await self._happen(follower)
             self._count()
+        _find_sessions(self._history)
         self.report.wrong = await asyncio.to_thread(violations, self._history)
         return self.report
 
@@ -176,6 +179,7 @@ class Soak:
             for room in self._rooms:
                 entries = await follower.audit(room, limit=1_000_000)
                 self._history.audited(room, reversed(entries))
+            self._is_recorded = True
         finally:
             for task in (*living, *watching, *self._asking):
                 task.cancel()
@@ -314,6 +318,8 @@ class Soak:
     # --- What is seen --------------------------------------------------------------------------------------------
 
     def _on_commit(self, commit: Commit) -> None:
+        if self._is_recorded:
+            return  # of people who go because all is over
         self.report.commits += 1
         self._history.committed(commit.entry)
         self._states[commit.entry.room] = commit.record.state
@@ -372,6 +378,23 @@ class Soak:
         }
         report.commands = sum(frame.answer is not None for frame in self._history.frames)
         report.joins = sum(person.joins for person in self._people)
+
+
+def _find_sessions(history: History) -> None:
+    """Clients are not told the key of their session: it is that of whoever entered while they were joining."""
+    for number, sitting in enumerate(history.sittings):
+        if sitting.joined_at is None or sitting.kept_out is not None:
+            continue
+        entered = [
+            (commit.entry.revision, change.member.session)
+            for commit in history.log.get(sitting.room, [])
+            if sitting.asked_at - CLOCKS_S <= commit.entry.at <= sitting.joined_at + CLOCKS_S
+            for change in commit.entry.changes
+            if isinstance(change, Entered) and change.participant == sitting.participant
+        ]
+        if len(entered) == 1:
+            [(revision, key)] = entered
+            history.sittings[number] = replace(sitting, key=key, revision=revision)
 
 
 def table(report: Report) -> Sequence[str]:
