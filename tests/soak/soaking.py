@@ -35,6 +35,8 @@ _IN_TURN_S: Final = 4
 _SETTLES_S: Final = 15.0
 """A lease, the deadline of what is told LiveKit, and a sweep."""
 _SAMPLE_S: Final = 0.25
+_POLL_S: Final = 0.02
+_SLOW_S: Final = 1.5
 _BETWEEN_S: Final = 3.0
 """Between two faults at least, so that what one leaves behind is seen; one that is steered for may take longer."""
 _NODES: Final = 3
@@ -219,12 +221,15 @@ class Soak:
                 room = await self._until_in_turn(node)
                 before = self._taken_over(room)
                 node.pause()
+                for other in self._nodes:  # whoever takes over is still at it when this one goes on
+                    other.livekit.delay(answers_s=_SLOW_S)
+                self._have_somebody_ask(room)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(fault.for_s):
-                        while self._taken_over(room) == before:
-                            await asyncio.sleep(_SAMPLE_S)
-                            await self._have_somebody_ask(room)
+                        while self._taken_over(room) == before:  # noqa: ASYNC110 - it is another process
+                            await asyncio.sleep(_POLL_S)
                 node.resume()
+                await asyncio.sleep(_SLOW_S)
             case "node_paused":
                 node.pause()
                 await asyncio.sleep(fault.for_s)
@@ -274,7 +279,7 @@ class Soak:
 
     async def _until_in_turn(self, node: Node) -> RoomId:
         """Return when a node waits for LiveKit in the middle of a command, with the room."""
-        node.livekit.delay(answers_s=1.5)
+        node.livekit.delay(answers_s=_SLOW_S)
         while True:
             moderators = [
                 person
@@ -299,18 +304,12 @@ class Soak:
             is_told.cancel()
             await asyncio.gather(is_told, return_exceptions=True)
 
-    async def _have_somebody_ask(self, room: RoomId) -> None:
+    def _have_somebody_ask(self, room: RoomId) -> None:
         """Somebody on a node that is up commands, so that the turn is wanted."""
         for person in self._people:
-            if (
-                person.room == room
-                and person.is_in
-                and person.role is Role.MODERATOR
-                and person.node is not None
-                and person.node.is_up
-            ):
-                await person.ask("livekit_moderation", {"action": "set_presenter"}, patience_s=3)
-                return
+            if person.room == room and person.role is Role.MODERATOR and person.node is not None and person.node.is_up:
+                asking = person.ask("livekit_moderation", {"action": "set_presenter"}, patience_s=20)
+                self._asking.append(asyncio.create_task(asking))
 
     def _taken_over(self, room: RoomId) -> int:
         return sum(node.turns_taken_over(room) for node in self._nodes)
