@@ -89,5 +89,9 @@ class TurnLost(StoreError):
     """A meeting's turn is over, or somebody else's by now: what is committed with it comes too late."""
 
 
+class UnknownFormat(StoreError):
+    """What is kept was written by a newer version: whoever cannot read it must not go on."""
+
+
 class StoreLocked(StoreError):
     """Another process holds the store; the message names the file."""

@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from signaling.testing.fake_room_service import FakeRoomService
+from signaling.testing.redis_server import RedisServer
 from tests.meeting_on_fake import MeetingOnFake, meeting_on_fake
 
 for name in [name for name in os.environ if name.startswith(("LIVEKIT_", "MODERATION_"))]:
@@ -38,6 +39,13 @@ def logging_is_as_before() -> Iterator[None]:
     logging.captureWarnings(capture=False)
     root.handlers[:], root.level, ours.level = before
     structlog.reset_defaults()
+
+
+@pytest.fixture
+async def redis_url() -> AsyncIterator[str]:
+    """Where a real Redis is, with nothing in it."""
+    async with RedisServer() as redis:
+        yield redis.url
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from signaling.stores.contract import Store
 from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
 
-_FORMS: Final = "memory:, sqlite: (a file in your state directory) or sqlite:///PATH (sqlite:////PATH from the root)"
+_FORMS: Final = (
+    "memory:, sqlite: (a file in your state directory), sqlite:///PATH (sqlite:////PATH from the root) or redis://HOST"
+)
 
 
 def open_store(url: str, *, audit_entries: int) -> Store:
@@ -19,6 +21,7 @@ def open_store(url: str, *, audit_entries: int) -> Store:
     Args:
         url: `memory:`; `sqlite:`, a file in the user's state directory; `sqlite:///meetings.sqlite`, relative to the
             working directory; or `sqlite:////var/lib/meetings.sqlite`, absolute. A path is taken as it stands.
+            `redis://`, `redis+sentinel://` and `redis+cluster://`, and those with `rediss`, are for several nodes.
         audit_entries: How many are kept of each meeting.
 
     Raises:
@@ -26,6 +29,8 @@ def open_store(url: str, *, audit_entries: int) -> Store:
     """
     if url == "memory:":
         return MemoryStore(audit_entries=audit_entries)
+    if url.partition(":")[0].partition("+")[0] in {"redis", "rediss"}:
+        return _redis_store(url, audit_entries)
     if url == "sqlite:":
         return SQLiteStore(_default_path(), audit_entries=audit_entries)
     path = url.removeprefix("sqlite:///")
@@ -34,6 +39,16 @@ def open_store(url: str, *, audit_entries: int) -> Store:
     scheme, separator, _ = url.partition("://")  # what follows may hold a password
     reason = f"{scheme}:// is not supported; " if separator and scheme.isalnum() and scheme != "sqlite" else ""
     raise ConfigurationError(f"MODERATION_STORE_URL: {reason}must be {_FORMS}")
+
+
+def _redis_store(url: str, audit_entries: int) -> Store:
+    try:
+        from signaling.stores.redis import RedisStore  # noqa: PLC0415 - only who uses it needs the extra
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "MODERATION_STORE_URL: Redis needs the extra `redis`: pip install 'livekit-moderation[redis]'"
+        ) from error
+    return RedisStore(url, audit_entries=audit_entries)
 
 
 def _default_path() -> Path:

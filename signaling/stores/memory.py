@@ -10,8 +10,8 @@ from sys import intern
 from typing import TYPE_CHECKING, Final
 
 from signaling.identifiers import CommandId, NodeId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Entry, FaultListener, Kept, Listener, Record, Store, Turn
-from signaling.stores.nodes import Nodes, Turns
+from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store, Turn
+from signaling.stores.nodes import Nodes, OneProcess, Turns
 
 if TYPE_CHECKING:
     from signaling.messages.moderation import Outcome
@@ -105,7 +105,7 @@ def _weight(entry: Entry) -> int:
     return 1 + (0 if entry.audit is None else len(entry.audit.outcomes))
 
 
-class MemoryStore(Store):
+class MemoryStore(OneProcess, Store):
     """Meetings in this process' memory."""
 
     def __init__(self, *, audit_entries: int = 10_000) -> None:
@@ -198,18 +198,6 @@ class MemoryStore(Store):
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
-
-    def listen_to_faults(self, listener: FaultListener) -> None:
-        """No other process can be the reason for one."""
-
-    def follow(self, room: RoomId) -> None:
-        """Every commit is made here."""
-
-    def unfollow(self, room: RoomId) -> None:
-        """As above."""
-
-    async def time(self) -> None:
-        """No other process has the meetings."""
 
     def turn(self, room: RoomId) -> AbstractAsyncContextManager[Turn]:
         """A meeting's exclusive step; waiting ones go in order."""

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from signaling.errors import TurnLost
 from signaling.identifiers import NodeId, RoomId
+from signaling.stores.contract import FaultListener
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +74,19 @@ class Nodes:
     def forget(self, room: RoomId) -> None:
         """The meeting is kept no longer."""
         self._looks.pop(room, None)
+
+
+class OneProcess:
+    """What is so of every store that one process has to itself."""
+
+    def listen_to_faults(self, listener: FaultListener) -> None:
+        """No other process can be the reason for one."""
+
+    def follow(self, room: RoomId) -> None:
+        """Every commit is made here."""
+
+    def unfollow(self, room: RoomId) -> None:
+        """As above."""
+
+    async def time(self) -> None:
+        """No other process has the meetings."""

@@ -27,7 +27,7 @@ from signaling.core.announcements import Audience
 from signaling.core.changes import Change
 from signaling.core.effects import Effect
 from signaling.core.state import Setting
-from signaling.errors import StoreError
+from signaling.errors import StoreError, UnknownFormat
 from signaling.messages import control, livekit, moderation
 from signaling.messages.base import Event
 from signaling.stores.contract import AuditEntry, Entry, Record, Staged, Unstaged
@@ -100,7 +100,7 @@ class _Format(Generic[_Kept]):
             first = error.errors(include_url=False, include_context=False)[0]
         # Without a cause: that would hold the people's names.
         if first["loc"] == ("format",) and first["type"] != "missing":
-            raise StoreError(f"{self._name} of format {first['input']!r}, and this version knows {FORMAT} only")
+            raise UnknownFormat(f"{self._name} of format {first['input']!r}, and this version knows {FORMAT} only")
         where = ".".join(map(str, first["loc"]))
         raise StoreError(f"no {self._name} of ours: {where}{': ' if where else ''}{first['msg']}")
 

@@ -16,9 +16,9 @@ import structlog
 
 from signaling.errors import StoreError
 from signaling.identifiers import CommandId, NodeId, RoomId
-from signaling.stores.contract import AuditEntry, Commit, Entry, FaultListener, Kept, Listener, Record, Store, Turn
+from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store, Turn
 from signaling.stores.memory import KeptKeys
-from signaling.stores.nodes import Nodes, Turns
+from signaling.stores.nodes import Nodes, OneProcess, Turns
 from signaling.stores.serialization import dump_audit_entry, dump_entry, load_audit_entry
 from signaling.stores.sqlite_file import Contents, SQLiteFile
 from signaling.stores.sqlite_log import PutAside, append_entry, entries_after, forget_meeting
@@ -64,7 +64,7 @@ class _Operation(Generic[_Result]):
             self.answer.set_exception(error)
 
 
-class SQLiteStore(Store):
+class SQLiteStore(OneProcess, Store):
     """
     Meetings in a file, which one process holds at a time.
 
@@ -220,18 +220,6 @@ class SQLiteStore(Store):
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""
         self._listeners.append(listener)
-
-    def listen_to_faults(self, listener: FaultListener) -> None:
-        """No other process can be the reason for one."""
-
-    def follow(self, room: RoomId) -> None:
-        """Every commit is made here."""
-
-    def unfollow(self, room: RoomId) -> None:
-        """As above."""
-
-    async def time(self) -> None:
-        """No other process has the meetings."""
 
     def turn(self, room: RoomId) -> AbstractAsyncContextManager[Turn]:
         """A meeting's exclusive step; waiting ones go in order."""

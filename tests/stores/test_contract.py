@@ -1,13 +1,14 @@
 """What every store does, each in turn."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import signaling.stores.redis.log
 from signaling.core.announcements import Announcement, Everyone
 from signaling.core.changes import Restricted, Unbanned
 from signaling.core.decisions import Decision
@@ -18,6 +19,7 @@ from signaling.messages import livekit
 from signaling.messages.moderation import Outcome
 from signaling.stores.contract import AuditEntry, Commit, Kept, Record, Store
 from signaling.stores.memory import MemoryStore
+from signaling.stores.redis import RedisStore
 from signaling.stores.sqlite import SQLiteStore
 from tests.core.meetings import ALICE, BOARD, BOB
 from tests.stores.logs import append, begun, commit, following, hand, record
@@ -27,23 +29,17 @@ OTHER = RoomId("another")
 AUDIT_ENTRIES = 5
 
 
-def memory(_: Path) -> Store:
-    return MemoryStore(audit_entries=AUDIT_ENTRIES)
-
-
-def sqlite(directory: Path) -> Store:
-    return SQLiteStore(directory / "meetings.sqlite", audit_entries=AUDIT_ENTRIES)
-
-
-def shared(_: Path) -> Store:
-    """As one of several nodes sees it: the double is to do what the real ones do."""
-    return SharedStore(Shared(audit_entries=AUDIT_ENTRIES))
-
-
-@pytest.fixture(params=[memory, sqlite, shared], ids=lambda make: make.__name__)
+@pytest.fixture(params=["memory", "sqlite", "shared", "redis"])
 def unopened(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    make: Callable[[Path], Store] = request.param
-    return make(tmp_path)
+    match request.param:
+        case "memory":
+            return MemoryStore(audit_entries=AUDIT_ENTRIES)
+        case "sqlite":
+            return SQLiteStore(tmp_path / "meetings.sqlite", audit_entries=AUDIT_ENTRIES)
+        case "shared":
+            return SharedStore(Shared(audit_entries=AUDIT_ENTRIES))  # the double is to do what the real ones do
+        case _:
+            return RedisStore(request.getfixturevalue("redis_url"), audit_entries=AUDIT_ENTRIES)
 
 
 @pytest.fixture
@@ -252,7 +248,10 @@ async def test_nothing_follows_in_a_meeting_that_is_not_kept(store: Store) -> No
     assert await store.entries(BOARD, 1) is None
 
 
-async def test_old_entries_are_kept_no_longer_and_the_newest_are_in_order(store: Store) -> None:
+async def test_old_entries_are_kept_no_longer_and_the_newest_are_in_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signaling.stores.redis.log, "KEEPS_S", 0.0)
     before, made = begun(), list[Commit]()
     people = frozenset(ParticipantId(f"p{number:0100}") for number in range(40))
     for _ in range(400):

@@ -79,7 +79,7 @@ def test_anything_else_names_the_setting_and_the_forms(url: str) -> None:
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "postgresql"])
+@pytest.mark.parametrize("scheme", ["mysql", "postgresql"])
 def test_a_scheme_that_is_not_there_is_named_without_the_password(scheme: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         open_store(f"{scheme}://somebody:secret@host/0", audit_entries=10)

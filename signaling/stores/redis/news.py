@@ -1,0 +1,104 @@
+"""What happens in Redis, as it is published there."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from redis.exceptions import RedisError
+
+from signaling.errors import StoreError
+from signaling.identifiers import RoomId
+from signaling.stores.redis import scripts
+from signaling.stores.redis.link import PROBE_S, Link
+
+log = structlog.get_logger(__name__)
+
+_LISTENS_S: Final = 5.0
+"""How long nothing may be heard before it is tried whether anything would be."""
+_PONG_S: Final = 2.0
+
+
+class News:
+    """
+    One subscription, renewed whenever it breaks.
+
+    Args:
+        on_commit: Called with a meeting in which something was committed.
+        on_turn: Called with a waiter whose turn has come.
+        on_subscribed: Called when it begins, and whenever it begins anew: something may have been missed.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        on_commit: Callable[[RoomId], None],
+        on_turn: Callable[[str], None],
+        on_subscribed: Callable[[], None],
+    ) -> None:
+        self._link = link
+        self._on_commit = on_commit
+        self._on_turn = on_turn
+        self._on_subscribed = on_subscribed
+        self._subscribed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin; returns when it has."""
+        self._task = asyncio.create_task(self._run())
+        await self._subscribed.wait()
+
+    async def close(self) -> None:
+        """Nothing is heard any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError, StoreError) as error:
+                log.info("subscription_lost", error=type(error).__name__)
+                if isinstance(error, OSError | TimeoutError | RedisError):
+                    self._link.note_trouble(error)
+            except Exception:  # a bug must not leave this node deaf
+                log.exception("subscription_lost")
+            await asyncio.sleep(PROBE_S)
+            await self._link.wait()
+
+    async def _listen(self) -> None:
+        subscription = self._link.subscription()
+        try:
+            await subscription.subscribe(scripts.NEWS)
+            is_pinged = False
+            while True:
+                message = await subscription.get_message(timeout=_PONG_S if is_pinged else _LISTENS_S)
+                if message is None:
+                    if is_pinged:
+                        raise TimeoutError
+                    await subscription.ping()
+                    is_pinged = True
+                    continue
+                is_pinged = False
+                match message["type"]:
+                    case "subscribe":
+                        self._subscribed.set()
+                        self._on_subscribed()
+                    case "message":
+                        self._note(message["data"].decode())
+                    case _:
+                        pass  # the answer to a ping
+        finally:
+            await subscription.aclose()  # type: ignore[no-untyped-call]
+
+    def _note(self, news: str) -> None:
+        match news.split():
+            case ["commit", room]:
+                self._on_commit(RoomId(room))
+            case ["turn", _, waiter]:
+                self._on_turn(waiter)
+            case _:
+                log.warning("news_unknown", length=len(news))
