@@ -1,0 +1,352 @@
+"""Several nodes on one real Redis: what they hear of each other, and what becomes of faults."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+from structlog.testing import capture_logs
+
+import signaling.stores.redis.log
+import signaling.stores.redis.store
+import signaling.stores.redis.turns
+from signaling.errors import StoreError, TurnLost
+from signaling.identifiers import CommandId, NodeId
+from signaling.stores.contract import AuditEntry, Commit, Fault, FellBack, FellBehind
+from signaling.stores.redis import RedisStore
+from signaling.stores.redis.scripts import Keys
+from signaling.stores.serialization import dump_entry
+from signaling.testing.redis_server import RedisServer
+from tests.core.meetings import ALICE, BOARD
+from tests.fault_proxy import FaultProxy
+from tests.stores.logs import append, commit, following, hand, large, record
+
+
+class Node:
+    """A store of one node, and what it tells."""
+
+    def __init__(self, url: str) -> None:
+        self.store = RedisStore(url)
+        self.told: list[Commit] = []
+        self.faults: list[Fault] = []
+        self.store.listen(self.told.append)
+        self.store.listen_to_faults(self.faults.append)
+
+    @property
+    def revisions(self) -> list[int]:
+        return [each.entry.revision for each in self.told]
+
+    async def follow(self) -> None:
+        self.store.follow(BOARD)
+        await self.store.read(BOARD)
+
+
+@asynccontextmanager
+async def nodes(*urls: str) -> AsyncIterator[list[Node]]:
+    async with AsyncExitStack() as stack:
+        made = [Node(url) for url in urls]
+        for each in made:
+            stack.push_async_callback(each.store.close)
+            await each.store.open()
+        yield made
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[RedisServer]:
+    async with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(redis: RedisServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(redis.port) as between:
+        yield between
+
+
+def url_of(port: int) -> str:
+    return f"redis://127.0.0.1:{port}/0"
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not fact():  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.002)
+
+
+def cut(proxy: FaultProxy) -> None:
+    """Nothing gets through until it accepts again."""
+    proxy.refuse()
+    proxy.drop()
+
+
+# --- Following ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_one_commits_the_others_are_told_once_and_in_order(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url, redis.url) as [one, other, bystander]:
+        await one.follow()
+        await other.follow()
+        for revision in range(1, 31):
+            assert await append((one, other)[revision % 2].store, revision)
+        await until(lambda: len(one.told) == len(other.told) == 30)
+        assert one.revisions == other.revisions == list(range(1, 31))
+        assert one.told == other.told == [commit(revision) for revision in range(1, 31)]
+        assert bystander.told == []
+        assert await bystander.store.read(BOARD) == record(30)
+
+
+async def test_a_node_that_was_away_makes_up_for_what_it_missed(redis: RedisServer, proxy: FaultProxy) -> None:
+    async with nodes(redis.url, url_of(proxy.port)) as [one, other]:
+        await append(one.store, 1)
+        await other.follow()
+        cut(proxy)
+        await until(lambda: not other.store._link.answers)
+        with pytest.raises(StoreError, match="does not answer"):
+            await other.store.read(BOARD)
+        for revision in range(2, 6):
+            await append(one.store, revision)
+        await proxy.accept()
+        await until(lambda: other.revisions == [2, 3, 4, 5])
+        assert other.faults == []
+        await append(other.store, 6)
+        assert other.revisions == [2, 3, 4, 5, 6]
+
+
+async def test_who_is_away_for_long_says_so(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signaling.stores.redis.store, "FOLLOWS_S", 0.2)
+    async with nodes(url_of(proxy.port)) as [node]:
+        await node.follow()
+        cut(proxy)
+        await until(lambda: bool(node.faults))
+        [fault] = node.faults
+        assert isinstance(fault, FellBehind)
+        assert fault.room is None
+        await proxy.accept()
+        await until(lambda: node.store._link.answers)
+        assert await append(node.store, 1), "it goes on when Redis is back"
+
+
+async def test_who_cannot_make_up_for_what_is_kept_no_longer_says_so(
+    redis: RedisServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signaling.stores.redis.log, "KEEPS_S", 0.0)
+    async with nodes(redis.url, url_of(proxy.port)) as [one, other]:
+        await append(one.store, 1)
+        await other.follow()
+        cut(proxy)
+        before = record(1)
+        for _ in range(5):
+            made = large(before)
+            assert await one.store.append(made)
+            before = made.record
+        await proxy.accept()
+        await until(lambda: bool(other.faults))
+        [fault] = other.faults
+        assert isinstance(fault, FellBehind)
+        assert fault.room == BOARD
+        assert await other.store.read(BOARD) == before
+
+
+# --- Answers that are lost ---------------------------------------------------------------------------------------
+
+
+async def test_a_commit_whose_answer_is_lost_is_made_once(redis: RedisServer, proxy: FaultProxy) -> None:
+    async with nodes(url_of(proxy.port), redis.url) as [node, other]:
+        await node.follow()
+        await append(node.store, 1)
+        proxy.lose_answer(lambda asked: b"EVALSHA" in asked and b'"revision":2' in asked)
+        with capture_logs() as logs:
+            assert await append(node.store, 2)
+        assert [line["was"] for line in logs if line["event"] == "commit_repeated"] == ["repeated"]
+        assert node.revisions == [1, 2]
+        assert await other.store.read(BOARD) == record(2)
+        assert await append(node.store, 3)
+
+
+async def test_what_was_written_though_no_answer_ever_came_is_followed(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signaling.stores.redis.log, "REPEATS_S", 0.0)
+    async with nodes(url_of(proxy.port)) as [node]:
+        await node.follow()
+        await append(node.store, 1)
+        proxy.lose_answer(lambda asked: b"EVALSHA" in asked and b'"revision":2' in asked)
+        with pytest.raises(StoreError, match="does not answer"):
+            await append(node.store, 2)
+        await until(lambda: node.revisions == [1, 2])
+
+
+# --- Turns -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_turn_goes_from_node_to_node(redis: RedisServer) -> None:
+    steps: list[int] = []
+    async with nodes(redis.url, redis.url, redis.url) as made:
+
+        async def take(number: int) -> None:
+            async with made[number % 3].store.turn(BOARD) as turn:
+                steps.append(number)
+                assert turn.lasts(2)
+                assert not turn.is_taken_over
+                await asyncio.sleep(0)
+                assert steps[-1] == number, "nobody else has it meanwhile"
+
+        async with asyncio.timeout(8):  # less than a lease: everybody was woken
+            await asyncio.gather(*map(take, range(30)))
+    assert sorted(steps) == list(range(30))
+
+
+async def test_a_turn_whose_holder_is_not_heard_of_is_taken_over_and_its_commits_are_refused(
+    redis: RedisServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signaling.stores.redis.turns, "LEASE_S", 0.5)
+    async with nodes(url_of(proxy.port), redis.url) as [stalled, other]:
+        async with asyncio.timeout(10):
+            async with stalled.store.turn(BOARD) as first:
+                assert await stalled.store.append(commit(1), fence=first.fence)
+                cut(proxy)
+                async with other.store.turn(BOARD) as second:
+                    assert second.is_taken_over
+                    assert second.fence > first.fence
+                    assert not first.lasts(0)
+                    await proxy.accept()
+                    await until(lambda: stalled.store._link.answers)
+                    with capture_logs() as logs, pytest.raises(TurnLost):
+                        await stalled.store.append(commit(2), fence=first.fence)
+                    assert [line["event"] for line in logs] == ["commit_refused_by_fence"]
+                    assert await other.store.append(commit(2), fence=second.fence)
+            async with other.store.turn(BOARD) as third:
+                assert not third.is_taken_over
+
+
+async def test_a_turn_is_kept_for_as_long_as_its_holder_is_heard_of(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signaling.stores.redis.turns, "LEASE_S", 0.3)
+    async with nodes(redis.url, redis.url) as [one, other]:
+        taken = asyncio.Event()
+
+        async def take() -> None:
+            async with other.store.turn(BOARD):
+                taken.set()
+
+        async with one.store.turn(BOARD) as turn:
+            waiting = asyncio.create_task(take())
+            first_end = turn.ends_at  # type: ignore[attr-defined] # what was promised at first
+            loop = asyncio.get_running_loop()
+            await until(lambda: loop.time() > first_end + 0.3)
+            assert turn.lasts(0)
+            assert not taken.is_set()
+        await asyncio.wait_for(waiting, 5)
+
+
+# --- A store that lost something ---------------------------------------------------------------------------------
+
+
+def action(number: int) -> AuditEntry:
+    return AuditEntry(CommandId(f"c-{number}"), float(number), ALICE, "force_mute")
+
+
+def commanded(number: int) -> Commit:
+    """A commit of a command."""
+    made = following(record(number - 1), hand(number), audit=action(number))
+    object.__setattr__(made.entry, "command_id", CommandId(f"c-{number}"))
+    return made
+
+
+async def test_what_a_store_that_fell_back_has_lost_is_named(redis: RedisServer) -> None:
+    async with nodes(redis.url) as [node]:
+        await node.follow()
+        for number in (1, 2):
+            assert await node.store.append(commanded(number))
+        keys = Keys.of(BOARD)
+        kept = {
+            key: await node.store._link.call("DUMP", key)
+            for key in (keys.head, keys.log, keys.ids, keys.audit, keys.commands)
+        }
+        for number in (3, 4):
+            assert await node.store.append(commanded(number))
+        for key, value in kept.items():
+            await node.store._link.call("RESTORE", key, 0, value, "REPLACE")
+        assert await node.store.read(BOARD) == record(2)
+        assert node.faults == [FellBack(BOARD, record(2), (CommandId("c-3"), CommandId("c-4")))]
+        assert await node.store.append(commanded(3)), "it goes on from there"
+
+
+async def test_a_redis_that_lost_everything_is_noticed_by_itself(redis: RedisServer, proxy: FaultProxy) -> None:
+    async with nodes(url_of(proxy.port)) as [node]:
+        await node.follow()
+        for number in (1, 2):
+            assert await node.store.append(commanded(number))
+        async with nodes(redis.url) as [operator]:
+            await operator.store._link.call("FLUSHALL")
+        with capture_logs() as logs:
+            proxy.drop()
+            await until(lambda: bool(node.faults))
+        assert node.faults == [FellBack(BOARD, None, (CommandId("c-1"), CommandId("c-2")))]
+        assert "store_began_anew" in [line["event"] for line in logs]
+        assert await append(node.store, 1)
+
+
+async def test_two_logs_that_went_apart_are_told_from_each_other(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [node, other]:
+        await node.follow()
+        for number in (1, 2):
+            assert await node.store.append(commanded(number))
+        await node.store._link.call("DEL", *(getattr(Keys.of(BOARD), name) for name in Keys.__slots__))
+        for number in (1, 2, 3):
+            assert await append(other.store, number)
+        await until(lambda: bool(node.faults))
+        [fault] = node.faults
+        assert isinstance(fault, FellBack)
+        assert fault.command_ids == (CommandId("c-1"), CommandId("c-2"))
+        assert await node.store.read(BOARD) == record(3)
+
+
+async def test_the_end_of_a_meeting_is_no_loss(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        await one.follow()
+        await other.follow()
+        for revision in (1, 2):
+            await append(one.store, revision)
+        await until(lambda: other.revisions == [1, 2])
+        assert await one.store.forget(BOARD, 2)
+        assert await other.store.read(BOARD) is None
+        assert await append(one.store, 1)
+        await until(lambda: other.revisions == [1, 2, 1])
+        assert not [fault for fault in one.faults + other.faults if isinstance(fault, FellBack)]
+
+
+async def test_a_meeting_that_cannot_be_read_is_put_aside_and_the_others_go_on(redis: RedisServer) -> None:
+    async with nodes(redis.url) as [node]:
+        await append(node.store, 1)
+        await node.store._link.call("XADD", Keys.of(BOARD).log, "2-1", "i", "x", "d", "no entry")
+        await node.store._link.call("HSET", Keys.of(BOARD).head, "revision", 2, "entry", "x")
+        with capture_logs() as logs:
+            assert await node.store.read(BOARD) is None
+        [line] = [line for line in logs if line["event"] == "meeting_put_aside"]
+        assert await node.store._link.call("EXISTS", line["keys"]) == 1
+        assert await append(node.store, 1), "it can begin anew"
+
+
+async def test_a_node_that_meets_a_newer_format_does_nothing_more(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [node, writer]:
+        await append(writer.store, 1)
+        await node.follow()
+        newer = dump_entry(commit(2).entry).replace(b'"format":1', b'"format":2')
+        await writer.store._link.call("XADD", Keys.of(BOARD).log, "2-1", "i", "x", "d", newer)
+        await writer.store._link.call("HSET", Keys.of(BOARD).head, "revision", 2, "entry", "x")
+        await writer.store._link.call("PUBLISH", signaling.stores.redis.scripts.NEWS, f"commit {BOARD}")
+        await until(lambda: bool(node.faults))
+        [fault] = node.faults
+        assert isinstance(fault, FellBehind)
+        assert fault.room is None
+        for doing in (node.store.check(), node.store.read(BOARD), node.store.beat(NodeId("n"), until=1, now=0)):
+            with pytest.raises(StoreError, match="format 2"):
+                await doing
+        assert await writer.store._link.call("EXISTS", Keys.of(BOARD).log) == 1, "nothing is put aside"
+
+
+async def test_time_is_that_of_redis(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        assert abs(await one.store.time() - await other.store.time()) < 5
