@@ -54,8 +54,14 @@ class Connected(Protocol):
     def note_moved(self, revision: int) -> None:
         """The participant belongs into another room, by a commit that may have been made elsewhere."""
 
+    def has_place(self, state: MeetingState) -> bool:
+        """Whether the participant's place is this session's."""
+
     def end(self, reason: EndReason, revision: int | None = None) -> None:
         """It is over; not for a commit from before the participant joined."""
+
+    def finish(self) -> None:
+        """Deliver nothing any more."""
 
 
 class Audience:

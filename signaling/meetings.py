@@ -11,10 +11,12 @@ import structlog
 
 from signaling import metrics
 from signaling.audience import Audience
+from signaling.background import Background
 from signaling.closed_rooms import ClosedRooms
 from signaling.core.state import MeetingState
 from signaling.entrance import Entrance
 from signaling.errors import NoSuchMeeting, StoreError
+from signaling.handover import finish, leave
 from signaling.identifiers import LiveKitRoom, NodeId, ParticipantId, RoomId, room_of
 from signaling.livekit.contract import MediaServer, Notice
 from signaling.livekit.webhooks import Webhook
@@ -63,7 +65,7 @@ class Meetings:
         self._engaged: defaultdict[RoomId, int] = defaultdict(int)
         self._interrupted: set[RoomId] = set()
         """Where people may still have places by sessions of this process that are over."""
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._warns_of_missing_webhooks = True
         self._is_open = True
         self.closed = ClosedRooms(store, media, self._is_in_use, clock=clock, look_s=rules.sweep_s)
@@ -77,10 +79,10 @@ class Meetings:
         Raises:
             StoreError: This process ends.
         """
+        if not self._is_open:
+            raise StoreError("this process ends: nothing is begun any more")
         meeting = self._meetings.get(room)
         if meeting is None:
-            if not self._is_open:
-                raise StoreError("this process ends: no meeting is begun any more")
             meeting = Meeting(
                 room,
                 self._store,
@@ -303,15 +305,17 @@ class Meetings:
         if not self._is_open:  # nobody would end it
             work.close()
             return
-        self._background.add(task := asyncio.create_task(self._log_failure(work)))
-        task.add_done_callback(self._background.discard)
-        task.add_done_callback(lambda _: work.close())  # if it was cancelled before its first step, it never began
+        self._background.run(work)
 
-    async def _log_failure(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except StoreError as error:  # a beat or a sweep comes back to it
-            log.warning("store_failed", error=str(error))
+    async def hand_over(self, *, within_s: float) -> None:
+        """Begin nothing any more, finish within that time what somebody waits for, and leave everybody's place."""
+        self._is_open = False
+        await finish(self._meetings.values(), within_s=within_s)
+        await self._background.end()  # a beat after the last one would have others wait for it
+        await leave(self._audience, self._end_beat)
+
+    async def _end_beat(self) -> None:
+        await self._store.beat(self._node, until=self._clock(), now=self._clock())
 
     async def close(self) -> None:
         """End all that runs for them; what was committed stays in the store."""
@@ -320,13 +324,7 @@ class Meetings:
         for meeting in meetings.values():
             metrics.MEETINGS.dec()
             await meeting.close()
-        background = tuple(self._background)
-        for task in background:
-            task.cancel()  # it may wait for the store
-        await asyncio.gather(*background, return_exceptions=True)
-        try:
-            await self._store.beat(self._node, until=self._clock(), now=self._clock())
-        except StoreError as error:
-            log.warning("beat_failed", error=str(error))
+        await self._background.end()
         for session in tuple(self._audience.everybody()):
             self._audience.drop(session)
+        await leave(self._audience, self._end_beat)  # if it was not handed over before

@@ -69,7 +69,7 @@ class ModerationModule:
             raise RuntimeError("ModerationModule is entered already: one `async with` at a time")
         async with AsyncExitStack() as stack:
             self._is_entered = True
-            stack.callback(self._note_left)
+            stack.callback(setattr, self, "_is_entered", False)  # noqa: FBT003 - the value
             stack.push_async_callback(self._store.close)
             await self._store.open()
             url, key, secret, self._embedded = await _find_livekit(
@@ -110,9 +110,6 @@ class ModerationModule:
         except asyncio.CancelledError:
             await asyncio.wait({closing})  # half of it would leave tasks behind that nobody ends any more
             raise
-
-    def _note_left(self) -> None:
-        self._is_entered = False
 
     def _on_commit(self, commit: Commit) -> None:
         if self._parts is not None:
@@ -271,6 +268,10 @@ class ModerationModule:
             Kept.TICKET, ticket, until=until, now=earliest_now(self._clock, self._wall_clock)
         )
 
+    async def hand_over(self, *, within_s: float = 3) -> None:
+        """Let nobody in any more, finish what was begun, keep everybody's place: before a host closes connections."""
+        await self._entered.meetings.hand_over(within_s=within_s)
+
     async def check_store(self) -> None:
         """Return if the store can be written; raises `StoreError` if not."""
         await self._store.check()
@@ -304,8 +305,6 @@ class ModerationModule:
     def embedded(self) -> EmbeddedServer | None:
         """The `livekit-server` that the module runs; `None` with `LIVEKIT_URL`, and before it was started."""
         return self._embedded
-
-    # --- What LiveKit reports ------------------------------------------------------------------------------------
 
     def take_webhooks_at(self, url: str) -> None:
         """Have an embedded LiveKit report to `url`, unless a setting names another; before entering the module."""

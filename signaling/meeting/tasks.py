@@ -20,6 +20,7 @@ class Tasks:
     def __init__(self, room: RoomId) -> None:
         self._room = room
         self._running: set[asyncio.Task[Any]] = set()
+        self._awaited: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -43,6 +44,8 @@ class Tasks:
 
     async def completion(self, task: asyncio.Task[Result]) -> Result:
         """What a task of this meeting comes to; see `see_through`."""
+        self._awaited.add(task)
+        task.add_done_callback(self._awaited.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
@@ -73,6 +76,11 @@ class Tasks:
             log.error("store_failed", room=self._room, error=str(error))  # noqa: TRY400 - no bug, no traceback
         except Exception:
             log.exception("background_work_failed", room=self._room)
+
+    async def finish(self) -> None:
+        """Wait until all has been done that somebody waits for."""
+        while self._awaited:
+            await asyncio.wait(tuple(self._awaited))
 
     async def close(self) -> None:
         """End all of it."""

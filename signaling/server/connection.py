@@ -60,6 +60,7 @@ class Connection:
         allowance: Has one for each command that may be sent now; pings are free.
         patience: Has one for each that may be sent besides, and is refused; then the connection is closed.
         join_timeout_s: How long the client may take to join.
+        takes_commands: Whether commands are begun; not when the server stops.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Connection:
         patience: Allowance,
         join_timeout_s: float,
         spawn: Spawn,
+        takes_commands: Callable[[], bool],
     ) -> None:
         self._socket = socket
         self._ticket = ticket
@@ -82,6 +84,7 @@ class Connection:
         self._patience = patience
         self._join_timeout_s = join_timeout_s
         self._spawn = spawn
+        self._takes_commands = takes_commands
         self._session: Session | None = None
         self._joining: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[EndReason] | None = None
@@ -134,14 +137,16 @@ class Connection:
         if frame.namespace is Namespace.ECHO:
             self._answer(_pong(frame.payload), frame.transaction_id)
         elif self._allowance.left < 1:
-            self._refuse(frame, self._allowance.one_after_s)
+            self._refuse(frame, _too_many(self._allowance.one_after_s))
             self._lose_patience()
         else:
             self._allowance.spend(1 + len(text) // COMMAND_LENGTH)
-            if self._session is None:
+            if not self._takes_commands():
+                self._refuse(frame, Refusal("unavailable"))
+            elif self._session is None:
                 self._receive_before_joining(frame)
             elif self._running >= MAX_RUNNING:
-                self._refuse(frame, RETRY_AFTER_S)
+                self._refuse(frame, _too_many(RETRY_AFTER_S))
             else:
                 self._run(self._session, frame)
 
@@ -175,16 +180,15 @@ class Connection:
             log.warning("flood_cut_off", room=self._ticket.room, participant=self._ticket.participant.id)
             self._spawn(self._close(CloseCode.POLICY_VIOLATION))
 
-    def _refuse(self, frame: Frame, retry_after_s: float) -> None:
-        """Refuse one command too many, in its own namespace, and with a `result` where one was asked for."""
+    def _refuse(self, frame: Frame, refusal: Refusal) -> None:
+        """Refuse a command that is not begun, in its own namespace, and with a `result` where one was asked for."""
         payload = frame.payload
         action = named_action(frame.namespace, payload)
         may_have_result = self._session is not None and (
             self._session.has_moderation or frame.namespace is Namespace.MODERATION
         )
         with_result = may_have_result and asks_for_result(frame.namespace, payload, frame.transaction_id)
-        metrics.COMMANDS.labels(action or "unknown", "rate_limit_exceeded").inc()
-        refusal = Refusal("rate_limit_exceeded", retry_after_s=retry_after_s)
+        metrics.COMMANDS.labels(action or "unknown", refusal.error).inc()
         for event in answers(frame.namespace, action, new_command_id(), refusal, with_result=with_result):
             self._answer(event, frame.transaction_id)
 
@@ -331,6 +335,10 @@ def _last_words(reason: EndReason) -> Event | None:
 
 async def _pass_on(session: Session, frame: Frame) -> None:
     await session.receive(frame.namespace.value, frame.payload, frame.transaction_id)
+
+
+def _too_many(retry_after_s: float) -> Refusal:
+    return Refusal("rate_limit_exceeded", retry_after_s=retry_after_s)
 
 
 def _pong(payload: object) -> Event:

@@ -17,10 +17,12 @@ class ModerationServer:
     """
     Moderation as a server of its own; an asynchronous context manager that accepts connections inside.
 
-    Leaving it closes all connections with 1012, which tells clients to come back, and keeps their places.
+    Leaving it answers what was begun, closes all connections with 1012, which tells clients to come back, and keeps
+    their places for them to come back here or on another node.
 
     Args:
-        module: Used instead of one that the server makes from the settings; whoever gives it enters and leaves it.
+        module: Used instead of one that the server makes from the settings; whoever gives it enters and leaves it, and
+            lets nobody in by it any more when the server has been left.
         timing: How long a client may do nothing.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from functools import partial
 from http import HTTPStatus
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 __all__ = ["STOP_S", "Timing", "WebSocketServer"]
 
+FINISH_S: Final = 3.0
+"""How long commands and joins that have been begun may take when the server stops: a call to LiveKit, and a commit."""
 STOP_S: Final = 1.0
 """How long all of them have when the server stops, and how long what is running then has after that."""
 _BACKLOG: Final = 1_024
@@ -125,12 +128,17 @@ class WebSocketServer:
         return f"{url_of('ws', self._address, self._server.sockets[0].getsockname())}{PATH}"
 
     async def close(self) -> None:
-        """Close all connections with 1012, which keeps their places; takes two seconds at most, whatever clients do."""
+        """
+        Take nothing more, answer what was begun, and close all connections with 1012, which keeps their places.
+
+        Takes six seconds at most, whatever clients, LiveKit and the store do.
+        """
         server, self._server = self._server, None
         if server is None:
             return
         server.close(close_connections=False)
         await self._tickets.close()
+        await self._finish()
         self._outbox.flush()
         for connection in server.connections:
             self._spawn(connection.close(CloseCode.SERVICE_RESTART))
@@ -145,6 +153,16 @@ class WebSocketServer:
                 task.cancel()
             await asyncio.wait(unfinished)
         await closed
+
+    def _takes_commands(self) -> bool:
+        return self._server is not None
+
+    async def _finish(self) -> None:
+        """Answer what runs, and leave everybody's place to the node where they come back."""
+        began_at = time.monotonic()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=FINISH_S)
+        await self._module.hand_over(within_s=max(0.0, began_at + FINISH_S - time.monotonic()))
 
     def _channels(self) -> type[ServerConnection]:
         """Makes connections that are known from the first byte, so that stopping need not wait for a handshake."""
@@ -211,6 +229,7 @@ class WebSocketServer:
             patience=Allowance(self._rate_per_s, self._burst * _PATIENCE, now),
             join_timeout_s=self._timing.join_s,
             spawn=self._spawn,
+            takes_commands=self._takes_commands,
         )
         metrics.CONNECTIONS.inc()
         task = asyncio.current_task()

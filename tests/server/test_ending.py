@@ -3,15 +3,17 @@ import socket
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 import structlog
 from websockets.asyncio.client import ClientConnection
 
-from signaling import Role, StoreError
-from signaling.identifiers import ParticipantId
+from signaling import Role, StoreError, handover
+from signaling.core.changes import ConnectionLost
+from signaling.identifiers import NodeId, ParticipantId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.messages.livekit import MicrophoneRestrictionsDisabled
 from signaling.server import channel, websocket
@@ -19,6 +21,8 @@ from signaling.server.websocket import STOP_S
 from signaling.session import Session
 from signaling.stores.contract import Commit, FellBehind
 from signaling.stores.memory import MemoryStore
+from signaling.testing.client import SignalingClient
+from signaling.testing.fake_room_service import FakeRoomService
 from tests.meeting_on_fake import until
 from tests.server.hosting import PING, ROOM, Hosted, ask, command, hosted
 
@@ -302,6 +306,7 @@ async def test_stopping_waits_for_nobody_for_ever(livekit: EmbeddedServer, monke
 async def test_what_runs_when_it_stops_is_given_up_after_a_while(
     livekit: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(websocket, "FINISH_S", 0.1)
     monkeypatch.setattr(websocket, "STOP_S", 0.1)
     async with AsyncExitStack() as stack:
         with structlog.testing.capture_logs() as logged:
@@ -315,7 +320,105 @@ async def test_what_runs_when_it_stops_is_given_up_after_a_while(
                 stack.callback(livekit.resume)
                 await host.server._websocket.close()
         assert await alice.closed() == 1012
+        assert [entry["meetings"] for entry in logged if entry["event"] == "turns_left_unfinished"] == [1]
         assert [entry["tasks"] for entry in logged if entry["event"] == "given_up_at_stop"] == [1]
+
+
+async def test_what_runs_when_it_stops_is_answered_first_and_nothing_is_begun() -> None:
+    async with FakeRoomService() as fake, hosted(fake) as host, AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(host.client("alice", Role.MODERATOR))
+        waiting = await stack.enter_async_context(host.client("waiting"))
+        token = (await alice.join())["livekit"]["token"]
+        fake.join(ROOM, "alice", token=token)
+        sid = fake.publish(ROOM, "alice", "microphone")
+        stopping: asyncio.Task[None] | None = None
+        with fake.hang(method="MutePublishedTrack") as hanging:
+            await alice.send("force_mute", participants=["alice"], transaction_id=1)
+            await hanging.hit()
+            stopping = asyncio.create_task(host.server._websocket.close())
+            await until(lambda: not host.server._websocket.is_listening)
+            async with aiohttp.ClientSession() as http, http.get(f"{host.server.internal_url}/readyz") as answer:
+                assert answer.status == 503
+                assert (await answer.json())["listening"] is False
+            await alice.send("force_mute", participants=["alice"], transaction_id=2)
+            refused = await result_of(alice, 2)
+            assert refused["error"] == "unavailable"
+            await waiting.send("join", namespace="control")
+            told = await waiting.wait_for("error", namespace="control")
+            assert told.payload["error"] == "internal"
+            assert not stopping.done()
+        answered = await result_of(alice, 1)
+        assert [outcome["outcome"] for outcome in answered["outcomes"]] == ["muted"]
+        assert fake.participant(ROOM, "alice").tracks[0].sid == sid
+        assert await alice.closed() == 1012
+        assert await waiting.closed() == 1012
+        await stopping
+        assert [entry.action for entry in await host.module.audit(ROOM)] == ["force_mute"]
+
+
+async def result_of(client: SignalingClient, transaction_id: int) -> dict[str, Any]:
+    """The `result` of the command with that transaction id."""
+    frame = await client.wait_for(
+        "result", namespace="livekit_moderation", where=lambda frame: frame.transaction_id == transaction_id
+    )
+    return frame.payload
+
+
+async def test_whoever_was_on_a_server_that_stopped_goes_on_elsewhere_as_if_nothing_had_been() -> None:
+    store = MemoryStore(audit_entries=10)
+    async with (
+        FakeRoomService() as fake,
+        AsyncExitStack() as stack,
+        hosted(fake, store=store, moderation_disconnect_grace_s=3_600) as other,
+        other.client("alice", Role.MODERATOR) as alice,
+    ):
+        await alice.join()
+        async with hosted(fake, store=store, moderation_disconnect_grace_s=3_600) as one:
+            crowd = [await stack.enter_async_context(one.client(f"p{number}")) for number in range(20)]
+            bob = await stack.enter_async_context(SignalingClient(one.url, one.ticket("bob", breakout="red")))
+            for client in (*crowd, bob):
+                await client.join()
+            await bob.send("raise_hand", namespace="control")
+            await bob.wait_for("hand_raised", namespace="control")
+            await alice.send("grant_moderator_role", namespace="control", target="bob")
+            await bob.wait_for("role_updated", namespace="control")
+            before = await store.read(ROOM)
+            assert before is not None
+            await one.server._websocket.close()
+            assert [await client.closed() for client in (*crowd, bob)] == [1012] * 21
+            (entry,) = await store.entries(ROOM, before.revision) or ()
+            assert isinstance(entry.changes[0], ConnectionLost)
+            assert len(entry.changes[0].participants) == 21, "in one commit"
+        node = NodeId("one that looks")
+        now = time.time()
+        assert len(await store.beat(node, until=now + 1, now=now) - {node}) == 1, "it says itself that it is gone"
+        async with SignalingClient(other.url, other.ticket("bob")) as back:
+            welcome = await back.join()
+            assert welcome["role"] == "moderator"
+            assert welcome["livekit"]["room"] == f"{ROOM}:red"
+            seen = await host_view(other)
+            assert seen["bob"]["control"]["hand_is_up"]
+            assert len(seen) == 22
+        assert [told for told in alice.told("left", "control") if told["id"] != "newcomer"] == []
+
+
+@pytest.mark.parametrize("how", ["broken", "hung"])
+async def test_a_store_that_is_away_holds_up_no_stop(
+    livekit: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, how: Literal["broken", "hung"]
+) -> None:
+    monkeypatch.setattr(handover, "HAND_OVER_S", 0.1)
+    monkeypatch.setattr(websocket, "STOP_S", 0.1)
+    store = SlowStore()
+    async with hosted(livekit, store=store) as host, host.client("bob") as bob:
+        await bob.join()
+        if how == "hung":
+            store.gate.clear()
+        store.is_broken = how == "broken"
+        with structlog.testing.capture_logs() as logged:
+            await host.server._websocket.close()
+        assert await bob.closed() == 1012
+        error = "the disk is full" if how == "broken" else "no answer in time"
+        assert {"event": "hand_over_failed", "log_level": "warning", "error": error} in logged
 
 
 async def test_closing_again_does_nothing(door: Hosted) -> None:
