@@ -7,6 +7,7 @@ import pytest
 from signaling.errors import ConfigurationError
 from signaling.stores import open_store
 from signaling.stores.memory import MemoryStore
+from signaling.stores.redis import RedisStore
 from signaling.stores.sqlite import SQLiteStore
 
 
@@ -77,6 +78,13 @@ def test_anything_else_names_the_setting_and_the_forms(url: str) -> None:
     for form in ("memory:", "sqlite:", "sqlite:///PATH"):
         assert form in str(error.value)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["", "+sentinel", "+cluster"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_redis_is_redis_and_not_asked_before_it_is_opened(scheme: str, kind: str) -> None:
+    path = "/ours" if kind == "+sentinel" else ""
+    assert isinstance(open_store(f"{scheme}{kind}://:secret@host{path}", audit_entries=10), RedisStore)
 
 
 @pytest.mark.parametrize("scheme", ["mysql", "postgresql"])

@@ -70,6 +70,8 @@ class Address:
             raise _malformed("has what is not known here; it must be")
         if form == "single" and len(hosts) > 1:
             raise _malformed("names several hosts; it must be")
+        if ca_certs == "" or (ca_certs and scheme == "redis"):
+            raise _malformed("has ssl_ca_certs without TLS, or without a file; it must be")
         return cls(
             form,
             hosts,

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import structlog
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from signaling.errors import ConfigurationError, StoreError
 from signaling.stores.contract import Kept
 from signaling.stores.redis import scripts
-from signaling.stores.redis.link import Link
+from signaling.stores.redis.link import TROUBLE, Link
 
 log = structlog.get_logger(__name__)
 
@@ -46,9 +46,14 @@ async def inspect(link: Link) -> str:
     except NoPermissionError as error:
         raise ConfigurationError(f"MODERATION_STORE_URL: {link.address} does not permit this user enough") from error
     except ResponseError as error:
+        if "DB index" in str(error):
+            raise ConfigurationError(
+                f"MODERATION_STORE_URL: {link.address} has no database {link.address.database}"
+            ) from error
         raise ConfigurationError(f"MODERATION_STORE_URL: {link.address} refuses: {error}") from error
-    except (RedisError, OSError, TimeoutError) as error:
-        raise StoreError(f"MODERATION_STORE_URL: no answer from {link.address}: {error}") from error
+    except TROUBLE as error:
+        how = "with TLS" if link.address.has_tls else "without TLS"
+        raise StoreError(f"MODERATION_STORE_URL: no answer from {link.address} {how}: {error}") from error
 
 
 async def _infos(link: Link) -> list[dict[str, Any]]:

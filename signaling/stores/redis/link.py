@@ -9,6 +9,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -18,6 +19,7 @@ from redis.exceptions import (
     NoPermissionError,
     NoScriptError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -48,6 +50,8 @@ _NOT_DONE: Final = (
 """An answer: nothing was done."""
 _ELSEWHERE: Final = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 """Of those, what another server, or the same one soon, may do all the same."""
+TROUBLE: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
+"""What redis-py raises; that of a cluster none of whose nodes answers is no `RedisError`."""
 
 
 class AnswerLost(StoreError):
@@ -89,6 +93,9 @@ class Link:
             self._probing = None
         if client is not None:
             await client.aclose()
+            if isinstance(client, Redis) and isinstance(client.connection_pool, SentinelConnectionPool):
+                for sentinel in client.connection_pool.sentinel_manager.sentinels:
+                    await sentinel.aclose()  # the client takes them for somebody else's
 
     @property
     def client(self) -> "Redis | RedisCluster":
@@ -152,7 +159,7 @@ class Link:
             if isinstance(error, _ELSEWHERE):
                 self.note_trouble(error)
             raise StoreError(f"{self.address} refused: {error}") from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except TROUBLE as error:
             self.note_trouble(error)
             raise AnswerLost(f"{self.address} does not answer: {type(error).__name__}") from error
 
@@ -171,7 +178,7 @@ class Link:
                 await _let_go_of_idle(client)
                 if await client.ping() and await _is_primary(client):
                     break
-            except (RedisError, OSError, TimeoutError) as error:
+            except TROUBLE as error:
                 log.debug("store_still_away", error=type(error).__name__)
             if not is_long and time.monotonic() - since >= self._long_s:
                 is_long = True

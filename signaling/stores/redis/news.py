@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from redis.exceptions import RedisError
 
 from signaling.errors import StoreError
 from signaling.identifiers import RoomId
 from signaling.stores.redis import scripts
-from signaling.stores.redis.link import PROBE_S, Link
+from signaling.stores.redis.link import PROBE_S, TROUBLE, Link
 
 log = structlog.get_logger(__name__)
 
@@ -60,9 +59,9 @@ class News:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError, TimeoutError, StoreError) as error:
+            except (*TROUBLE, StoreError) as error:
                 log.info("subscription_lost", error=type(error).__name__)
-                if isinstance(error, OSError | TimeoutError | RedisError):
+                if isinstance(error, TROUBLE):
                     self._link.note_trouble(error)
             except Exception:  # a bug must not leave this node deaf
                 log.exception("subscription_lost")
