@@ -57,6 +57,9 @@ class Connected(Protocol):
     def has_place(self, state: MeetingState) -> bool:
         """Whether the participant's place is this session's."""
 
+    def fall_back(self, revision: int) -> None:
+        """The meeting is again as it was at `revision`: what is committed from there is new."""
+
     def end(self, reason: EndReason, revision: int | None = None) -> None:
         """It is over; not for a commit from before the participant joined."""
 

@@ -6,8 +6,10 @@ import structlog
 
 from signaling import metrics
 from signaling.audience import Audience
+from signaling.core.decisions import may_moderate
 from signaling.identifiers import RoomId
 from signaling.meetings import Meetings
+from signaling.messages import moderation
 from signaling.stores.contract import Fault, FellBack, FellBehind
 
 log = structlog.get_logger(__name__)
@@ -29,6 +31,7 @@ class Faults:
                     self._interrupt(each, reason)
             case FellBack():
                 metrics.STORE_FAULTS.labels("fell_back").inc()
+                self._roll_back(fault)
             case _:
                 assert_never(fault)
 
@@ -39,3 +42,23 @@ class Faults:
         for session in sessions:
             session.end("interrupted")
         self._meetings.begin_anew(room)
+
+    def _roll_back(self, fault: FellBack) -> None:
+        """Go on from the older state: who is not in it comes back, moderators are told, LiveKit is set right."""
+        room, ids = fault.room, fault.command_ids
+        log.warning("state_rolled_back", room=room, command_ids=len(ids))
+        meeting = self._meetings.get(room)
+        if meeting is None:
+            return
+        record = fault.record or meeting.journal.beginning()
+        told = moderation.StateRolledBack(command_ids=ids[-moderation.MAX_ROLLED_BACK :])
+        for session in self._audience.in_room(room):
+            member = record.state.members.get(session.id)
+            if member is None or member.session != session.key:
+                session.end("interrupted")
+                continue
+            session.fall_back(record.revision)
+            if session.has_moderation and may_moderate(record.state, session.id):
+                session.tell(told)
+        meeting.journal.note(record)
+        meeting.tasks.run_in_background(meeting.reconciler.sweep())

@@ -306,6 +306,13 @@ class Session:
             self.finish()
             self._ended.set_result(reason)
 
+    def fall_back(self, revision: int) -> None:
+        """The meeting is again as it was at `revision`: what is committed from there is new, and is told."""
+        if self._since is None:
+            self.end("interrupted")  # what they are about to be told may be lost
+        else:
+            self._since = min(self._since, revision)
+
     def _give_way(self) -> bool:
         """End as taken over if that is about to be: what is undone now must not be undone to the newer session."""
         if not self._audience.is_being_taken_over(self):

@@ -9,7 +9,7 @@ import structlog
 
 from signaling import Role, StoreError
 from signaling.identifiers import ParticipantId, RoomId
-from signaling.stores.contract import FellBehind
+from signaling.stores.contract import FellBack, FellBehind
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.links import SharedStore
 from tests.meeting_on_fake import ROOM, MeetingOnFake, meeting_on_fake, until
@@ -182,3 +182,66 @@ async def test_whoever_has_come_back_elsewhere_stays_there_whatever_the_older_no
     store.links[1].resume()
     assert not back.session.is_over
     assert await connected(store) == {"alice", "bob"}
+
+
+# --- A store that has lost commits -------------------------------------------------------------------------------
+
+
+async def test_moderators_are_told_what_is_lost_and_it_does_not_hold_any_more(nodes: Nodes, store: SharedStore) -> None:
+    one, other = nodes
+    alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
+    await alice.moderated("watch", enabled=True)
+    kept = await store.read(ROOM)
+    assert kept is not None
+    lost = (await alice.result("enable_microphone_restrictions", unrestricted_participants=[]))["command_id"]
+    await until(lambda: not one.may(bob))
+    await until(lambda: any("restrictions" in told["changed"] for told in alice.noticed("state_changed")))
+    alice.forget()
+    with structlog.testing.capture_logs() as logs:
+        store.fall_back(ROOM, kept.revision)
+    assert alice.noticed("state_rolled_back") == [{"message": "state_rolled_back", "command_ids": [lost]}]
+    assert not bob.noticed("state_rolled_back")
+    lines = [line for line in logs if line["event"] == "state_rolled_back"]
+    assert [(line["log_level"], line["room"], line["command_ids"]) for line in lines] == [("warning", ROOM, 1)] * 2
+    await until(lambda: one.may(bob))
+    await until(lambda: [] in [told["changed"].get("restrictions") for told in alice.noticed("state_changed")])
+    assert (await other.module.state(ROOM)).restrictions == ()
+    assert not alice.session.is_over
+    assert not bob.session.is_over
+
+
+async def test_whoever_stays_hears_what_is_committed_after_it(nodes: Nodes, store: SharedStore) -> None:
+    one, other = nodes
+    alice = await one.join("alice", Role.MODERATOR)
+    kept = await store.read(ROOM)
+    assert kept is not None
+    bob = await other.join("bob")
+    store.fall_back(ROOM, kept.revision)
+    assert await asyncio.wait_for(bob.session.ended, 5) == "interrupted"
+    assert not alice.session.is_over
+    back = await other.join("bob")
+    await alice.until_told("joined", "control", times=2)
+    await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    await back.until_told("microphone_restrictions_enabled")
+    store.fall_back(ROOM, kept.revision + 1)
+    await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    await back.until_told("microphone_restrictions_enabled", times=2)
+
+
+async def test_everybody_comes_back_to_a_meeting_that_is_lost(nodes: Nodes, store: SharedStore) -> None:
+    one, other = nodes
+    alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
+    store.fall_back(ROOM, 0)
+    for person in (alice, bob):
+        assert await asyncio.wait_for(person.session.ended, 5) == "interrupted"
+    await one.join("alice", Role.MODERATOR)
+    await other.join("bob")
+    assert await connected(store) == {"alice", "bob"}
+
+
+async def test_what_a_meeting_lost_that_nobody_here_is_in_is_only_logged(nodes: Nodes, store: SharedStore) -> None:
+    one, _ = nodes
+    await one.join("alice", Role.MODERATOR)
+    with structlog.testing.capture_logs() as logs:
+        store.links[1].fail(FellBack(ROOM, None, ()))
+    assert [line["event"] for line in logs] == ["state_rolled_back"]

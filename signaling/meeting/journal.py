@@ -108,9 +108,10 @@ class Journal:
 
     async def record(self) -> Record:
         """What is kept of the meeting; of one that is not kept yet, how it would begin."""
-        kept = await self._store.read(self.room)
-        if kept is not None:
-            return kept
+        return await self._store.read(self.room) or self.beginning()
+
+    def beginning(self) -> Record:
+        """How the meeting would begin."""
         needs_permission = self._screen_share_requires_permission
         return Record(0, new_meeting(self.room, screen_share_requires_permission=needs_permission))
 

@@ -257,6 +257,11 @@ EVENTS = [
     ),
     row(moderation.UnmutedAgain(participant=BOB), '{"message": "unmuted_again", "participant": "bob"}'),
     row(moderation.UnknownParticipant(identity="EG 1#"), '{"message": "unknown_participant", "identity": "EG 1#"}'),
+    row(moderation.StateRolledBack(command_ids=()), '{"message": "state_rolled_back", "command_ids": []}'),
+    row(
+        moderation.StateRolledBack(command_ids=("c1", "c2")),
+        '{"message": "state_rolled_back", "command_ids": ["c1", "c2"]}',
+    ),
 ]
 
 PARTS = [

@@ -215,6 +215,7 @@ EXAMPLES: Final[tuple[Message, ...]] = (
     moderation.BypassStopped(participant=BOB, track_sid="TR_VCmbqL3kEdYVrs", declared="camera", media="audio"),
     moderation.UnmutedAgain(participant=BOB),
     moderation.UnknownParticipant(identity="EG_hJ4mTz9qWx"),
+    moderation.StateRolledBack(command_ids=("0190d2f4a1b27c3e",)),
     removal.Kicked(),
     removal.Banned(),
 )

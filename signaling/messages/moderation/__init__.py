@@ -29,6 +29,7 @@ from signaling.messages.moderation.commands import (
     Watch,
 )
 from signaling.messages.moderation.events import (
+    MAX_ROLLED_BACK,
     ActionTaken,
     Audit,
     BypassStopped,
@@ -43,6 +44,7 @@ from signaling.messages.moderation.events import (
     RightsCause,
     State,
     StateChanged,
+    StateRolledBack,
     UnknownParticipant,
     UnmutedAgain,
     UnmuteRequestAnswered,
@@ -79,6 +81,7 @@ __all__ = [
     "MAX_EXPIRY_S",
     "MAX_HOLD_S",
     "MAX_REASON",
+    "MAX_ROLLED_BACK",
     "ActionTaken",
     "Allow",
     "AnswerUnmuteRequest",
@@ -125,6 +128,7 @@ __all__ = [
     "Sources",
     "State",
     "StateChanged",
+    "StateRolledBack",
     "StateView",
     "Stop",
     "StrangerView",

@@ -1,10 +1,15 @@
 """What moderators, and the people concerned, are told."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
 
 from signaling.messages.base import Event, Everybody, Namespace, Participant, Somebody
 from signaling.messages.moderation.views import AuditView, Changed, Outcome, StateView
 from signaling.messages.moderation.vocabulary import Moderator, SourceName, Sources
+
+MAX_ROLLED_BACK: Final = 100
+"""How many commands one `state_rolled_back` names: the newest."""
 
 
 class ModerationEvent(Event):
@@ -162,3 +167,10 @@ class UnknownParticipant(ModerationEvent):
 
     message: Literal["unknown_participant"] = "unknown_participant"
     identity: str
+
+
+class StateRolledBack(ModerationEvent):
+    """The store has lost these commands, the newest last: they do not hold any more, and may be given again."""
+
+    message: Literal["state_rolled_back"] = "state_rolled_back"
+    command_ids: Annotated[tuple[str, ...], Field(max_length=MAX_ROLLED_BACK)]
