@@ -112,7 +112,8 @@ async def test_a_benchmark_that_fails_does_not_keep_others_from_being_measured(m
 
 
 @pytest.mark.parametrize(
-    "names", [["mute", "one", "restriction"], ["cheats"], ["repair"], ["command", "echo", "broadcast", "joins"]]
+    "names",
+    [["mute", "one", "restriction"], ["cheats"], ["repair"], ["command", "echo", "broadcast", "joins"], ["nodes"]],
 )
 def test_the_program_measures_on_real_servers(names: list[str], tmp_path: Path) -> None:
     written, page = tmp_path / "measured.json", tmp_path / "page.md"

@@ -53,6 +53,16 @@ async def test_the_demo_shows_every_command_and_every_cheat_and_exits_0_when_all
     _check_lines(cheats, [title for title, _ in CHEATS])
 
 
+async def test_on_two_nodes_all_comes_true_too_and_who_was_on_a_killed_one_is_back_on_the_other(tmp_path: Path) -> None:
+    where, tour, _, cheats, heading, back = await _shown(tmp_path, "--nodes=2")
+    assert where.endswith(" s, Alice on node 1, Bob on node 2, Carol on node 2")
+    _check_lines(tour, [title for title, _ in STEPS])
+    _check_lines(cheats, [title for title, _ in CHEATS])
+    assert heading.startswith("A node is killed:")
+    _check_lines(back, ["node 2 killed", "disable_microphone_restrictions"])
+    assert "Bob is back on node 1, still restricted" in back
+
+
 def _nodes(*dead: int, of: int) -> Nodes:
     nodes = tuple(Node(f"node {number}", "", "", lives=number not in dead) for number in range(1, of + 1))
     return Nodes(nodes, "", ("key", "secret"), is_reported_to=True)
