@@ -243,7 +243,8 @@ class World:
             extensions=frozenset({"control", "livekit_moderation"}),
         )
         self.sessions.append((node, session))
-        person.node, person.session = node, session
+        if not session.is_over or person.session is None:  # else a newer one was let in before this one returned
+            person.node, person.session = node, session
         if session.join_data is not None:
             person.tokens.append(str(session.join_data["token"]))
             self.loop.call_soon(person.enter, context=Context())

@@ -287,5 +287,5 @@ def test_what_a_store_must_not_do_is_found(
     find(
         schedules,
         finds,
-        settings=settings(max_examples=250, phases=[Phase.generate], database=None, derandomize=True),
+        settings=settings(max_examples=250, deadline=None, phases=[Phase.generate], database=None, derandomize=True),
     )
