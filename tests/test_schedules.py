@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from signaling import BreakoutId, Role
-from signaling.identifiers import NodeId, ParticipantId, RoomId
+from signaling.identifiers import ParticipantId, RoomId
 from signaling.stores.contract import Commit, Record
 from tests.nodes_on_fake import ROOM, Node, World
 from tests.stores.shared_store import LEASE_S, Planned, SharedStore, Trouble
@@ -226,13 +226,6 @@ class AnswersBeforeCommit(SharedStore):
         return True
 
 
-class KnowsOfNobodyElse(SharedStore):
-    """Each node takes the others for gone."""
-
-    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
-        return frozenset({node}) & await super().beat(node, until=until, now=now)
-
-
 class HearsLate(SharedStore):
     """What others commit is heard of when the meeting is read, and not before."""
 
@@ -270,7 +263,6 @@ DURING_A_TURN = st.builds(
     [
         (WithoutFence, DURING_A_TURN, "is staged over|concludes what was not staged"),
         (AnswersBeforeCommit, SCHEDULES, "is not in the log"),
-        (KnowsOfNobodyElse, SCHEDULES, "is connected and not in the meeting"),
         (HearsLate, SCHEDULES, "has not heard"),
         (TellsTwice, SCHEDULES, "heard .* instead of"),
     ],
