@@ -127,17 +127,7 @@ class RedisServer(redis_server.RedisServer):
             RedisRefused: It is answered with an error.
         """
         context = None if self._tls is None else ssl.create_default_context(cafile=str(self._tls.certificate))
-        reading, writing = await asyncio.open_connection(_HOST, self.port, ssl=context)
-        try:
-            if self.password is not None:
-                writing.write(_request("AUTH", self.password))
-                await _answer(reading)
-            writing.write(_request(*words))
-            async with asyncio.timeout(_READY_S):
-                return await _answer(reading)
-        finally:
-            writing.close()
-            await writing.wait_closed()
+        return await _ask(self.port, words, password=self.password, context=context)
 
     async def flush(self) -> None:
         """Let it forget everything."""
@@ -192,14 +182,7 @@ class Sentinel:
 
     async def ask(self, *words: str | int) -> Answer:
         """One command, by hand."""
-        reading, writing = await asyncio.open_connection(_HOST, self.port)
-        try:
-            writing.write(_request(*words))
-            async with asyncio.timeout(_READY_S):
-                return await _answer(reading)
-        finally:
-            writing.close()
-            await writing.wait_closed()
+        return await _ask(self.port, words)
 
     async def master_port(self) -> int:
         """Of whom it takes for the master."""
@@ -274,6 +257,22 @@ async def clustered(directory: Path, size: int = 3) -> AsyncIterator[Clustered]:
 
 def _is_whole(info: str, size: int) -> bool:
     return "cluster_state:ok" in info and f"cluster_known_nodes:{size}" in info and f"cluster_size:{size}" in info
+
+
+async def _ask(
+    port: int, words: tuple[str | int, ...], *, password: str | None = None, context: ssl.SSLContext | None = None
+) -> Answer:
+    reading, writing = await asyncio.open_connection(_HOST, port, ssl=context)
+    try:
+        if password is not None:
+            writing.write(_request("AUTH", password))
+            await _answer(reading)
+        writing.write(_request(*words))
+        async with asyncio.timeout(_READY_S):
+            return await _answer(reading)
+    finally:
+        writing.close()
+        await writing.wait_closed()
 
 
 def _request(*words: str | int) -> bytes:

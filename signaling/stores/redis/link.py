@@ -15,8 +15,6 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
-    MasterDownError,
-    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisClusterException,
@@ -36,19 +34,9 @@ TIMEOUT_S: Final = 2.0
 PROBE_S: Final = 0.1
 """How often Redis is asked whether it is back."""
 _IN_FLIGHT: Final = 32
-_NOT_DONE: Final = (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    NoPermissionError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
-"""An answer: nothing was done."""
-_ELSEWHERE: Final = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+_NOT_DONE: Final = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
+"""An answer: nothing was done. For redis-py the last three are errors of the connection."""
+_ELSEWHERE: Final = (BusyLoadingError, ClusterDownError, ReadOnlyError, TryAgainError)
 """Of those, what another server, or the same one soon, may do all the same."""
 TROUBLE: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 """What redis-py raises; that of a cluster none of whose nodes answers is no `RedisError`."""
@@ -63,12 +51,12 @@ class Link:
     Calls to one Redis.
 
     Args:
-        on_back: Called when Redis answers again, with the seconds since it last did.
+        on_back: Called when Redis answers again.
         on_long_away: Called once each time that it has not answered for `long_s`.
     """
 
     def __init__(
-        self, address: Address, *, on_back: Callable[[float], None], on_long_away: Callable[[], None], long_s: float
+        self, address: Address, *, on_back: Callable[[], None], on_long_away: Callable[[], None], long_s: float
     ) -> None:
         self.address = address
         self._on_back = on_back
@@ -186,9 +174,8 @@ class Link:
             await asyncio.sleep(PROBE_S)
         self._probing = None
         self._answers.set()
-        away_s = time.monotonic() - since
-        log.info("store_back", away_s=round(away_s, 3))
-        self._on_back(away_s)
+        log.info("store_back", away_s=round(time.monotonic() - since, 3))
+        self._on_back()
 
 
 async def _let_go_of_idle(client: "Redis | RedisCluster") -> None:
@@ -205,4 +192,4 @@ async def _is_primary(client: "Redis | RedisCluster") -> bool:
     if isinstance(client, RedisCluster):
         return True
     role = await client.role()
-    return bool(role[0] in {b"master", "master"})
+    return bool(role[0] == b"master")

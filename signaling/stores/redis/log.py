@@ -131,27 +131,35 @@ class MeetingLog:
         """Go on with what others have appended."""
         tells = self.is_followed and self._is_known
         for _, fields in found:
-            entry = load_entry(fields[3])
-            before = self.record or Record(0, MeetingState(self.room))
-            if (entry.room, entry.revision) != (self.room, before.revision + 1):
-                raise StoreError(f"entry {entry.revision} of {entry.room} follows revision {before.revision}")
-            self._note(Commit(entry, fold(before, entry)), fields[1], tells=tells)
+            self._note(self._next(self.record or self._nothing(), fields), fields[1], tells=tells)
         if is_forgotten:
             self._let_go()
+
+    def _nothing(self) -> Record:
+        return Record(0, MeetingState(self.room))
+
+    def _next(self, before: Record, fields: Sequence[bytes]) -> Commit:
+        """
+        What was appended to a record.
+
+        Raises:
+            StoreError: It cannot be read, or does not follow that.
+        """
+        entry = load_entry(fields[3])
+        if (entry.room, entry.revision) != (self.room, before.revision + 1):
+            raise StoreError(f"entry {entry.revision} of {entry.room} follows revision {before.revision}")
+        return Commit(entry, fold(before, entry))
 
     async def _start_anew(self, found: Sequence[Any], newest: bytes, life: bytes, ended: bytes) -> None:
         """What is known is not in the log, or not any more."""
         entries, snapshot, since, oldest = found
-        before, record = self.record, Record(0, MeetingState(self.room))
+        before, record = self.record, self._nothing()
         if int(since):
             record = load_record(snapshot)
             if (record.state.room, record.revision) != (self.room, int(since)):
                 raise StoreError(f"the snapshot of revision {int(since)} is of revision {record.revision}")
         for _, fields in entries:
-            entry = load_entry(fields[3])
-            if (entry.room, entry.revision) != (self.room, record.revision + 1):
-                raise StoreError(f"entry {entry.revision} of {entry.room} follows revision {record.revision}")
-            record = fold(record, entry)
+            record = self._next(record, fields).record
         lost = await self._lost() if before is not None and self.is_followed else None
         was_known, is_same = self._is_known, life == self._life
         self.record, self._entry = record, newest
@@ -258,7 +266,7 @@ class MeetingLog:
     async def _write(self, entry: Entry, key: bytes, data: bytes, snapshot: bytes, fence: int | None) -> bytes:
         keys = self._keys
         audit = entry.audit
-        names = (keys.head, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands, keys.ended, keys.turn)
+        names = (keys.head, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands, keys.turn)
         arguments = (
             entry.revision,
             self._entry,

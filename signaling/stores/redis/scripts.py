@@ -83,8 +83,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 APPEND: Final = Script(
     _NOW
     + """
-local head, log, snapshot, ids, audit, commands, ended, turn =
-    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local head, log, snapshot, ids, audit, commands, turn =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local revision, after, id, data, fence = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local command, entry, most, record, keeps_ms, news, room =
     ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10]), ARGV[11], ARGV[12]

@@ -175,7 +175,7 @@ class RedisStore(Store):
         """All keys of a kind, and until when each is kept."""
         self._check_service()
         found = await self._link.call("ZRANGEBYSCORE", kept_key(kind), repr(now), "+inf", "WITHSCORES")
-        return {key.decode(): float(until) for key, until in _pairs(found)}
+        return {key.decode(): float(until) for key, until in zip(found[::2], found[1::2], strict=True)}
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every commit from now on."""
@@ -258,7 +258,7 @@ class RedisStore(Store):
         self._turns.wake_all()
         self._in_background(self._look_at_everything())
 
-    def _on_back(self, _away_s: float) -> None:
+    def _on_back(self) -> None:
         self._turns.wake_all()
         self._in_background(self._compare_epochs())
 
@@ -266,7 +266,9 @@ class RedisStore(Store):
         try:
             epoch = await inspect(self._link)
         except SignalingError as error:
-            log.warning("store_unfit", error=str(error))  # tried again at the next beat
+            log.warning(
+                "store_unfit", error=str(error)
+            )  # what is asked of it says so too; the next beat looks at meetings
             return
         if epoch != self._epoch:
             log.error("store_began_anew", store=str(self._address))
@@ -305,7 +307,3 @@ class RedisStore(Store):
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waits for it is told; nobody may be left
-
-
-def _pairs(found: Any) -> list[tuple[bytes, float]]:  # noqa: ANN401 - as Redis gives it
-    return list(zip(found[::2], found[1::2], strict=True)) if found and isinstance(found[0], bytes) else list(found)
