@@ -157,7 +157,10 @@ class Meetings:
             del self._meetings[room]
             self._store.unfollow(room)
             metrics.MEETINGS.dec()
-            await meeting.close()
+            try:
+                await meeting.tasks.finish()  # whoever left last waits until they are removed from LiveKit
+            finally:
+                await meeting.close()
 
     def begin_anew(self, room: RoomId) -> None:
         """Forget what this process knows of a meeting: whoever comes to it here finds it as it is kept."""

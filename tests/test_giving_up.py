@@ -208,6 +208,17 @@ async def test_who_stops_waiting_for_the_end_of_a_session_has_ended_it(meeting: 
             break
 
 
+async def test_who_leaves_has_left_although_the_meeting_ends_before_livekit_has_answered(fake: FakeRoomService) -> None:
+    async with meeting_on_fake(fake) as meeting:
+        bob = await meeting.join("bob")
+        with fake.hang(method="RemoveParticipant") as hanging:
+            leaving = asyncio.create_task(bob.session.leave())
+            await hanging.hit()
+            await meeting.module.close_room(meeting.room)
+            await until(lambda: not meeting.module._entered.meetings._meetings)
+        await leaving
+
+
 async def test_a_first_join_that_fails_leaves_nothing(fake: FakeRoomService) -> None:
     store = FailingStore()
     async with meeting_on_fake(fake, store=store) as meeting:
