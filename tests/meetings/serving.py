@@ -14,6 +14,7 @@ from signaling.identifiers import ParticipantId, RoomId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.server.tickets import make_ticket
 from signaling.testing.client import SignalingClient
+from signaling.testing.fake_room_service import FakeRoomService
 
 KEY = "a key of at least thirty-two bytes, for tests"
 ROOM = RoomId("standup")
@@ -22,7 +23,7 @@ ROOM = RoomId("standup")
 class Serving:
     """`livekit-moderation serve`, with a store that survives it."""
 
-    def __init__(self, livekit: EmbeddedServer, directory: Path, **settings: str) -> None:
+    def __init__(self, livekit: EmbeddedServer | FakeRoomService, directory: Path, **settings: str) -> None:
         self._environment = {
             **os.environ,
             "LIVEKIT_URL": livekit.url,
