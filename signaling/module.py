@@ -13,7 +13,7 @@ from signaling.audience import Audience
 from signaling.clock import SteadyClock
 from signaling.core.participants import Participant, Role
 from signaling.entrance import Entrance
-from signaling.errors import StoreError
+from signaling.errors import ConfigurationError, StoreError
 from signaling.identifiers import BreakoutId, CommandId, ParticipantId, RoomId
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.livekit.installation import require
@@ -52,6 +52,7 @@ class ModerationModule:
         self._store = store or open_store(
             self.settings.moderation_store_url, audit_entries=self.settings.moderation_audit_entries
         )
+        _check_deadline(self.settings, self._store)
         self._clock = clock or SteadyClock()
         self._wall_clock = clock or time.time
         """For what others have signed by theirs."""
@@ -327,6 +328,16 @@ class ModerationModule:
         if self._parts is not None:
             self._parts.media.forget_rooms()
             self._parts.meetings.restore_rooms()
+
+
+def _check_deadline(settings: Settings, store: Store) -> None:
+    """A call is begun only while its turn outlasts it: one that nobody could ever begin is no deadline."""
+    longest_s = store.lease_s / 2
+    if settings.moderation_livekit_timeout_s > longest_s:
+        raise ConfigurationError(
+            f"MODERATION_LIVEKIT_TIMEOUT_S: must be {longest_s:g} at most where several nodes share a store, since "
+            f"another one takes over a turn of which nothing was heard for {store.lease_s:g} s"
+        )
 
 
 def _room_service(url: str, key: str, secret: str, settings: Settings) -> RoomService:

@@ -204,6 +204,10 @@ class Store(Protocol):
     cancelled may still be made. All calls come from one event loop.
     """
 
+    @property
+    def lease_s(self) -> float:
+        """How long a turn is kept for a holder who is not heard of; `inf` where that cannot happen."""
+
     async def open(self) -> None:
         """Get ready. Raises `StoreLocked` when another process holds what only one may hold."""
 

@@ -77,7 +77,14 @@ class Nodes:
 
 
 class OneProcess:
-    """What is so of every store that one process has to itself."""
+    """
+    What is so of every store that one process has to itself.
+
+    Attributes:
+        lease_s: Nobody else can take over a turn.
+    """
+
+    lease_s: float = math.inf
 
     def listen_to_faults(self, listener: FaultListener) -> None:
         """No other process can be the reason for one."""

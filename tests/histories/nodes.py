@@ -96,6 +96,10 @@ class LinkedStore(Store):
             for listener in [] if self.is_cut_off else self._listeners:
                 listener(heard)
 
+    @property
+    def lease_s(self) -> float:
+        return self._shared.lease_s
+
     async def _reach(self) -> None:
         if self.takes_s:
             await asyncio.sleep(self._chance.random() * self.takes_s)

@@ -39,7 +39,7 @@ class LeasingStore(MemoryStore):
         super().__init__()
         self.loses_answer_to: Callable[[Entry], bool] = lambda _: False
         self.answers = True
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self._held: dict[RoomId, LeasedTurn] = {}
         self._moved = asyncio.Condition()
         self._numbers = count(1)
@@ -51,7 +51,7 @@ class LeasingStore(MemoryStore):
     async def _leased(self, room: RoomId) -> AsyncIterator[LeasedTurn]:
         async with self._moved:
             await self._moved.wait_for(lambda: room not in self._held or self._held[room].is_expired)
-            turn = LeasedTurn(next(self._numbers), is_taken_over=room in self._held, lease_s=self._lease_s)
+            turn = LeasedTurn(next(self._numbers), is_taken_over=room in self._held, lease_s=self.lease_s)
             self._held[room] = turn
         try:
             yield turn

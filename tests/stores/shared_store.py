@@ -325,6 +325,11 @@ class SharedStore(Store):
         self._waiting: set[asyncio.Future[_Granted]] = set()
         self._renewing: set[asyncio.Task[None]] = set()
 
+    @property
+    def lease_s(self) -> float:
+        """How long a turn is kept for a node that is not heard of."""
+        return self._shared.leases.lease_s
+
     async def open(self) -> None:
         """From now on it hears of what others do."""
         self.context = copy_context()

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from signaling import ModerationModule, Settings
 from signaling.errors import ConfigurationError
 from signaling.stores import open_store
 from signaling.stores.memory import MemoryStore
-from signaling.stores.redis import RedisStore
+from signaling.stores.redis import RedisStore, turns
 from signaling.stores.sqlite import SQLiteStore
 
 
@@ -15,6 +16,20 @@ def path_of(url: str) -> Path:
     store = open_store(url, audit_entries=10)
     assert isinstance(store, SQLiteStore)
     return store._path
+
+
+@pytest.mark.parametrize("form", ["redis", "redis+sentinel", "rediss+cluster"])
+def test_a_call_to_livekit_may_take_half_a_lease_at_most(form: str) -> None:
+    url = f"{form}://cache/{'ours' if 'sentinel' in form else ''}"
+    longest_s = turns.LEASE_S / 2
+    ModerationModule(Settings(moderation_store_url=url, moderation_livekit_timeout_s=longest_s))
+    with pytest.raises(ConfigurationError, match=r"^MODERATION_LIVEKIT_TIMEOUT_S: must be 5 at most .* for 10 s$"):
+        ModerationModule(Settings(moderation_store_url=url, moderation_livekit_timeout_s=longest_s + 0.1))
+
+
+def test_where_nobody_can_take_over_a_turn_a_call_may_take_as_long_as_it_likes() -> None:
+    for url in ("memory:", "sqlite:///never-opened.sqlite"):
+        ModerationModule(Settings(moderation_store_url=url, moderation_livekit_timeout_s=86_400))
 
 
 def test_memory_is_memory() -> None:

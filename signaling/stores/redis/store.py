@@ -29,7 +29,7 @@ from signaling.stores.redis.link import Link
 from signaling.stores.redis.log import MeetingLog
 from signaling.stores.redis.news import News
 from signaling.stores.redis.scripts import Keys, kept_key
-from signaling.stores.redis.turns import Turns
+from signaling.stores.redis.turns import LEASE_S, Turns
 from signaling.stores.serialization import load_audit_entry
 
 log = structlog.get_logger(__name__)
@@ -48,9 +48,14 @@ class RedisStore(Store):
     Args:
         audit_entries: How many are kept of each meeting.
 
+    Attributes:
+        lease_s: After which another node may take over a turn whose holder is not heard of.
+
     Raises:
         ConfigurationError: The URL names nothing of the kind.
     """
+
+    lease_s: float = LEASE_S
 
     def __init__(self, url: str, *, audit_entries: int = 10_000) -> None:
         self._address = Address.of(url)
