@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import signaling.stores.redis.log
+import signaling.stores.redis.appending
 from signaling.core.announcements import Announcement, Everyone
 from signaling.core.changes import Restricted, Unbanned
 from signaling.core.decisions import Decision
@@ -251,7 +251,7 @@ async def test_nothing_follows_in_a_meeting_that_is_not_kept(store: Store) -> No
 async def test_old_entries_are_kept_no_longer_and_the_newest_are_in_order(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signaling.stores.redis.log, "KEEPS_S", 0.0)
+    monkeypatch.setattr(signaling.stores.redis.appending, "KEEPS_S", 0.0)
     before, made = begun(), list[Commit]()
     people = frozenset(ParticipantId(f"p{number:0100}") for number in range(40))
     for _ in range(400):

@@ -3,23 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Self
 
 import pytest
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-import signaling.stores.redis.log
+import signaling.stores.redis.appending
 import signaling.stores.redis.store
 import signaling.stores.redis.turns
+from signaling.core.changes import Ended
 from signaling.errors import StoreError, TurnLost
 from signaling.identifiers import CommandId, NodeId
 from signaling.stores.contract import AuditEntry, Commit, Fault, FellBack, FellBehind
-from signaling.stores.redis import RedisStore
+from signaling.stores.redis import RedisStore, scripts
 from signaling.stores.redis.scripts import Keys
 from signaling.stores.serialization import dump_entry
 from signaling.testing.redis_server import RedisServer
 from tests.core.meetings import ALICE, BOARD
 from tests.fault_proxy import FaultProxy
-from tests.stores.logs import append, commit, following, hand, large, record
+from tests.stores.logs import append, begun, commit, following, hand, large, record
 
 
 class Node:
@@ -73,6 +76,30 @@ async def until(fact: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
+class Calls:
+    """How often Redis executes each command meanwhile; by the time it ends."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        self._client = Redis.from_url(redis.url)
+        self._before: dict[str, int] = {}
+        self._after: dict[str, int] = {}
+
+    async def _counted(self) -> dict[str, int]:
+        found = await self._client.info("commandstats")
+        return {name.removeprefix("cmdstat_"): each["calls"] for name, each in found.items()}
+
+    async def __aenter__(self) -> Self:
+        self._before = await self._counted()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._after = await self._counted()
+        await self._client.aclose()
+
+    def __getitem__(self, name: str) -> int:
+        return self._after.get(name, 0) - self._before.get(name, 0)
+
+
 def cut(proxy: FaultProxy) -> None:
     """Nothing gets through until it accepts again."""
     proxy.refuse()
@@ -93,6 +120,94 @@ async def test_what_one_commits_the_others_are_told_once_and_in_order(redis: Red
         assert one.told == other.told == [commit(revision) for revision in range(1, 31)]
         assert bystander.told == []
         assert await bystander.store.read(BOARD) == record(30)
+
+
+async def test_who_follows_need_not_ask_and_who_commits_asks_once(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        for node in (one, other):
+            await node.follow()
+        await append(one.store, 1)
+        await append(one.store, 2)  # by now the script is known
+        await until(lambda: other.revisions == [1, 2])
+        async with Calls(redis) as calls:
+            for revision in range(3, 13):
+                await append(one.store, revision)
+            await until(lambda: len(other.told) == 12)
+        assert other.told == one.told == [commit(revision) for revision in range(1, 13)]
+        assert calls["evalsha"] == calls["publish"] == 10, "one call for each commit, and nothing else"
+        assert calls["hmget"] == 10, "by the commits themselves"
+
+
+async def test_what_is_too_long_to_be_published_is_asked_for(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        await append(one.store, 1)
+        await other.follow()
+        made = large(record(1))
+        assert await one.store.append(made)
+        after = following(made.record, hand(3))
+        assert await one.store.append(after)
+        await until(lambda: len(other.told) == 2)
+        assert other.told == [made, after]
+        assert other.faults == []
+
+
+async def test_both_write_at_once_and_each_is_told_of_each_once_and_in_order(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url, redis.url) as made:
+        for node in made:
+            await node.follow()
+
+        async def write(node: Node, most: int) -> None:
+            while (newest := await node.store.read(BOARD) or begun()).revision < most:
+                await node.store.append(following(newest, hand(newest.revision + 1)))
+
+        await asyncio.gather(*(write(node, 60) for node in made))
+        newest = await made[0].store.read(BOARD)
+        assert newest is not None
+        await until(lambda: all(node.revisions[-1:] == [newest.revision] for node in made))
+        for node in made:
+            assert node.revisions == list(range(1, newest.revision + 1))
+            assert node.told == made[0].told
+            assert node.faults == []
+
+
+async def test_a_notice_that_does_not_follow_what_is_known_is_asked_about(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        await append(one.store, 1)
+        await other.follow()
+        told_of = dump_entry(commit(2).entry)
+        for claim in (b"2 apart 22", b"4 - 44", b"1 - 11"):
+            await one.store._link.call("PUBLISH", scripts.NEWS, b"commit board " + claim + b" 0\n" + told_of)
+        await append(one.store, 2)
+        await append(one.store, 3)
+        await until(lambda: other.revisions == [2, 3])
+        assert other.told == [commit(2), commit(3)]
+        assert other.faults == []
+
+
+async def test_a_notice_that_cannot_be_read_is_asked_about(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        await append(one.store, 1)
+        await other.follow()
+        newest = (await one.store._link.call("HGET", Keys.of(BOARD).head, "entry")).decode()
+        for damaged in (b"{", dump_entry(commit(3).entry), b""):
+            await one.store._link.call("PUBLISH", scripts.NEWS, f"commit board 2 {newest} 22 0\n".encode() + damaged)
+        await append(one.store, 2)
+        await until(lambda: other.revisions == [2])
+        assert other.faults == []
+
+
+async def test_a_meeting_that_is_over_and_begins_again_is_followed_from_its_beginning(redis: RedisServer) -> None:
+    async with nodes(redis.url, redis.url) as [one, other]:
+        await other.follow()
+        await append(one.store, 1)
+        await until(lambda: other.revisions == [1])
+        over = following(record(1), Ended())
+        assert await one.store.append(over)
+        assert await one.store.forget(BOARD, 2)
+        await append(one.store, 1)
+        await append(one.store, 2)
+        await until(lambda: other.revisions == [1, 2, 1, 2])
+        assert other.faults == []
 
 
 async def test_a_node_that_was_away_makes_up_for_what_it_missed(redis: RedisServer, proxy: FaultProxy) -> None:
@@ -129,7 +244,7 @@ async def test_who_is_away_for_long_says_so(proxy: FaultProxy, monkeypatch: pyte
 async def test_who_cannot_make_up_for_what_is_kept_no_longer_says_so(
     redis: RedisServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signaling.stores.redis.log, "KEEPS_S", 0.0)
+    monkeypatch.setattr(signaling.stores.redis.appending, "KEEPS_S", 0.0)
     async with nodes(redis.url, url_of(proxy.port)) as [one, other]:
         await append(one.store, 1)
         await other.follow()
@@ -166,7 +281,7 @@ async def test_a_commit_whose_answer_is_lost_is_made_once(redis: RedisServer, pr
 async def test_what_was_written_though_no_answer_ever_came_is_followed(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signaling.stores.redis.log, "REPEATS_S", 0.0)
+    monkeypatch.setattr(signaling.stores.redis.appending, "REPEATS_S", 0.0)
     async with nodes(url_of(proxy.port)) as [node]:
         await node.follow()
         await append(node.store, 1)

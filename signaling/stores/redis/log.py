@@ -10,25 +10,24 @@ import structlog
 
 from signaling.core.state import MeetingState
 from signaling.errors import StoreError, TurnLost, UnknownFormat
-from signaling.identifiers import CommandId, RoomId
-from signaling.stores.contract import Commit, Entry, Fault, FellBack, FellBehind, Record, fold
-from signaling.stores.redis import scripts
+from signaling.identifiers import RoomId
+from signaling.stores.contract import Commit, Entry, Fault, FellBehind, Record, fold
+from signaling.stores.redis import appending, scripts
+from signaling.stores.redis.appending import Appending
 from signaling.stores.redis.link import AnswerLost, Link
+from signaling.stores.redis.losses import Losses
+from signaling.stores.redis.news import Notice
 from signaling.stores.redis.scripts import Keys
-from signaling.stores.serialization import dump_audit_entry, dump_entry, dump_record, load_entry, load_record
+from signaling.stores.serialization import dump_entry, dump_record, load_entry, load_record
 
 log = structlog.get_logger(__name__)
 
-REPEATS_S: Final = 3.0
-"""For how long a commit whose answer was lost is tried again, so that it is known what came of it."""
-KEEPS_S: Final = 90.0
-"""For how long entries are kept at least, so that a node which was without Redis for a minute leaves nothing out."""
 ENDED_S: Final = 3_600.0
 """For how long it is known that a meeting has ended, and was not lost."""
 LEAST_BYTES: Final = 64 * 1024
 """A log that weighs less than this needs no snapshot."""
-_REMEMBERED: Final = 512
-"""Commits of a meeting that can be named as lost."""
+_PASSED: Final = 32
+"""Commits of a meeting of which a notice that comes late is known to say nothing new."""
 
 
 class MeetingLog:
@@ -61,7 +60,8 @@ class MeetingLog:
         self._link = link
         self._tell = tell
         self._tell_fault = tell_fault
-        self._audit_entries = audit_entries
+        self._appending = Appending(link, self._keys, room, audit_entries=audit_entries)
+        self._losses = Losses(link, self._keys, room, tell_fault)
         self._lock = asyncio.Lock()
         self._asked = 0
         self._answered = 0
@@ -72,11 +72,15 @@ class MeetingLog:
         self._head: tuple[Any, ...] = ()
         self._weight = 0
         self._snapshot_bytes = 0
-        self._recent: deque[tuple[bytes, CommandId]] = deque(maxlen=_REMEMBERED)
+        self._passed: deque[bytes] = deque(maxlen=_PASSED)
+        self._writing = b""
+        """Id of the entry that is being appended: whoever does that goes on with it, or looks what came of it."""
+        self._heard: deque[Notice | None] = deque()
+        """Notices that wait for what is under way here, or must be asked about."""
 
     @property
     def _revision(self) -> int:
-        return 0 if self.record is None else self.record.revision
+        return self.record.revision if self.record else 0
 
     # --- Reading -------------------------------------------------------------------------------------------------
 
@@ -91,20 +95,79 @@ class MeetingLog:
         mine = self._asked
         async with self._lock:
             if self._answered < mine:
-                began = self._asked
-                try:
-                    await self._catch_up()
-                except AnswerLost:
-                    if not await self._link.back(REPEATS_S):
-                        raise
-                    await self._catch_up()
-                self._answered = began
+                await self._ask()
             return self.record
 
+    def hear(self, notice: Notice | None) -> bool:
+        """
+        Go on with what was published, `None` if it is to be asked what that was.
+
+        Returns:
+            Whether that is done: else `catch_up` does it.
+        """
+        if notice is not None and self._writing and notice.entry == self._writing:
+            return True
+        self._heard.append(notice)
+        return not self._lock.locked() and self._go_on()
+
+    async def catch_up(self) -> None:
+        """
+        Go on with what was published meanwhile; Redis is asked for what does not follow what is known.
+
+        Raises:
+            StoreError: Redis does not answer.
+        """
+        async with self._lock:
+            if not self._go_on():
+                await self._ask()
+
+    def _go_on(self) -> bool:
+        """Whether nothing that was heard is left that must be asked about."""
+        while self._heard:
+            notice = self._heard[0]
+            if notice is None or (notice.entry not in self._passed and not self._goes_on_with(notice)):
+                return False
+            self._heard.popleft()
+        return True
+
+    def _goes_on_with(self, notice: Notice) -> bool:
+        """Go on with a commit, if it follows the newest that is known: whether it did."""
+        follows = self._is_known and (notice.revision, notice.before) == (self._revision + 1, self._entry)
+        if not follows or not notice.data:
+            return False
+        try:
+            commit = _following(self.room, self.record, notice.data)
+        except StoreError:  # whoever asks finds that out too, and sees to it
+            return False
+        if not notice.before:
+            self._life = notice.entry
+        self._weigh(len(notice.data), notice.snapshot_bytes)
+        self._head = (str(notice.revision).encode(), notice.entry, None)
+        self._note(commit, notice.entry, tells=True)
+        return True
+
+    async def _ask(self) -> None:
+        began = self._asked
+        try:
+            await self._catch_up()
+        except AnswerLost:
+            if not await self._link.back(appending.REPEATS_S):
+                raise
+            await self._catch_up()
+        self._answered = began
+
     async def _catch_up(self) -> None:
+        self._go_on()
+        self._heard.clear()  # what is asked for now is newer
+        known = self._revision
         head = tuple(await self._link.call("HMGET", self._keys.head, "revision", "entry", "forgotten"))
-        if self._is_known and head == self._head:
-            return
+        self._go_on()  # with what was published meanwhile; so the answer may be older than what is known by now
+        is_passed = head[0] is not None and int(head[0]) >= known and head[1] in self._passed and not head[2]
+        if not self._is_known or (head != self._head and not is_passed):
+            await self._read()
+            self._go_on()
+
+    async def _read(self) -> None:
         keys = (self._keys.head, self._keys.log, self._keys.snapshot, self._keys.ended)
         kind, about, *found = await self._link.run(scripts.READ, keys, self._revision, self._entry)
         revision, entry, forgotten, life, weight, snapshot_bytes, ended = about
@@ -131,93 +194,49 @@ class MeetingLog:
         """Go on with what others have appended."""
         tells = self.is_followed and self._is_known
         for _, fields in found:
-            self._note(self._next(self.record or self._nothing(), fields), fields[1], tells=tells)
+            self._note(_following(self.room, self.record, fields[3]), fields[1], tells=tells)
         if is_forgotten:
             self._let_go()
-
-    def _nothing(self) -> Record:
-        return Record(0, MeetingState(self.room))
-
-    def _next(self, before: Record, fields: Sequence[bytes]) -> Commit:
-        """
-        What was appended to a record.
-
-        Raises:
-            StoreError: It cannot be read, or does not follow that.
-        """
-        entry = load_entry(fields[3])
-        if (entry.room, entry.revision) != (self.room, before.revision + 1):
-            raise StoreError(f"entry {entry.revision} of {entry.room} follows revision {before.revision}")
-        return Commit(entry, fold(before, entry))
 
     async def _start_anew(self, found: Sequence[Any], newest: bytes, life: bytes, ended: bytes) -> None:
         """What is known is not in the log, or not any more."""
         entries, snapshot, since, oldest = found
-        before, record = self.record, self._nothing()
-        if int(since):
-            record = load_record(snapshot)
-            if (record.state.room, record.revision) != (self.room, int(since)):
-                raise StoreError(f"the snapshot of revision {int(since)} is of revision {record.revision}")
-        for _, fields in entries:
-            record = self._next(record, fields).record
-        lost = await self._lost() if before is not None and self.is_followed else None
+        before = self.record
+        lost = await self._losses.commands() if before is not None and self.is_followed else None
         was_known, is_same = self._is_known, life == self._life
-        self.record, self._entry = record, newest
+        self.record, self._entry = _whole(self.room, int(since), snapshot, entries), newest
         if lost is None or before is None:
             if was_known and self.is_followed:
-                self._fall_behind("it began while nothing was heard of it")
+                self._losses.fall_behind("it began while nothing was heard of it")
         elif not is_same and (ended == self._life or not before.state.goes_on):
             if before.state.goes_on:
-                self._fall_behind("it has ended, and another has begun")
+                self._losses.fall_behind("it has ended, and another has begun")
         elif is_same and before.revision < int(oldest):
-            self._fall_behind(f"entries before revision {int(oldest)} are kept no longer")
+            self._losses.fall_behind(f"entries before revision {int(oldest)} are kept no longer")
         else:
-            self._fall_back(lost)
+            self._losses.fall_back(self.record, lost)
 
     async def _note_gone(self, ended: bytes) -> None:
         """It is not kept: never was, has ended, or was lost."""
         before = self.record
-        lost = await self._lost() if before is not None and self.is_followed else None
+        lost = await self._losses.commands() if before is not None and self.is_followed else None
         was = self._life
         self._let_go()
-        if before is None or lost is None:
+        if before is None or lost is None or not before.state.goes_on:
             return
-        if before.state.goes_on:
-            if ended == was:
-                self._fall_behind("it has ended")
-            else:
-                self._fall_back(lost)
-
-    async def _lost(self) -> tuple[CommandId, ...]:
-        """Of the commands whose commits were seen here, those whose commits are not there."""
-        recent = tuple(self._recent)
-        if not recent:
-            return ()
-        found = await self._link.call("ZMSCORE", self._keys.ids, *(entry for entry, _ in recent))
-        ids = [command for (_, command), score in zip(recent, found, strict=True) if score is None]
-        return tuple(dict.fromkeys(ids))
-
-    def _fall_back(self, lost: tuple[CommandId, ...]) -> None:
-        self._recent.clear()
-        log.error("store_fell_back", room=self.room, commands_lost=len(lost))
-        self._tell_fault(FellBack(self.room, self.record, lost))
-
-    def _fall_behind(self, reason: str) -> None:
-        log.warning("store_fell_behind", room=self.room, reason=reason)
-        self._tell_fault(FellBehind(self.room, f"meeting {self.room}: {reason}"))
+        if ended == was:
+            self._losses.fall_behind("it has ended")
+        else:
+            self._losses.fall_back(self.record, lost)
 
     async def _put_aside(self, entry: bytes, error: StoreError) -> None:
-        """What cannot be read is kept as it was found, under other keys, and the meeting begins anew."""
-        lost = await self._lost() if self.record is not None else ()
+        """What cannot be read is put aside, and the meeting begins anew."""
+        lost = await self._losses.commands() if self.record is not None else ()
         was_known = self.record is not None and self.is_followed
-        name = f":aside:{token_hex(4)}"
-        keys = [getattr(self._keys, each) for each in ("head", "log", "snapshot", "ids", "audit", "commands")]
-        if not await self._link.run(scripts.PUT_ASIDE, keys, entry, name):
-            raise StoreError(f"meeting {self.room}: {error}") from error
-        log.error("meeting_put_aside", room=self.room, keys=f"{self._keys.head}{name}", error=str(error))
+        await self._losses.put_aside(entry, error)
         self._let_go()
         if was_known:
-            self._fall_back(lost)
+            self._losses.fall_back(self.record, lost)
 
     def _let_go(self) -> None:
         self.record, self._entry, self._life = None, b"", b""
@@ -244,7 +263,14 @@ class MeetingLog:
             entry, data = token_hex(8).encode(), dump_entry(commit.entry)
             is_heavy = self._weight + len(data) > max(self._snapshot_bytes, LEAST_BYTES)
             snapshot = dump_record(commit.record) if is_heavy else b""
-            match await self._write(commit.entry, entry, data, snapshot, fence):
+            self._writing = entry
+            try:
+                answer = await self._appending.send(
+                    commit.entry, before=self._entry, entry_id=entry, data=data, snapshot=snapshot, fence=fence
+                )
+            finally:
+                self._writing = b""
+            match answer:
                 case b"lost":
                     log.warning("commit_refused_by_fence", room=self.room, revision=commit.entry.revision)
                     raise TurnLost(f"the turn of {self.room} is over")
@@ -254,8 +280,7 @@ class MeetingLog:
                 case _:
                     pass
             self._life = entry if is_first else self._life
-            self._weight = 0 if is_heavy else self._weight + len(data)
-            self._snapshot_bytes = len(snapshot) or self._snapshot_bytes
+            self._weigh(len(data), len(snapshot))
             self._head = (str(commit.record.revision).encode(), entry, None)
             self._answered = max(self._answered, asked)
             self._note(commit, entry, tells=True)
@@ -263,44 +288,16 @@ class MeetingLog:
                 await self._link.call("SADD", scripts.ROOMS, self.room)
             return True
 
-    async def _write(self, entry: Entry, key: bytes, data: bytes, snapshot: bytes, fence: int | None) -> bytes:
-        keys = self._keys
-        audit = entry.audit
-        names = (keys.head, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands, keys.turn)
-        arguments = (
-            entry.revision,
-            self._entry,
-            key,
-            data,
-            "" if fence is None else fence,
-            "" if audit is None else audit.command_id,
-            b"" if audit is None else dump_audit_entry(audit),
-            self._audit_entries,
-            snapshot,
-            round(KEEPS_S * 1_000),
-            scripts.NEWS,
-            self.room,
-        )
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + REPEATS_S
-        is_repeated = False
-        while True:
-            try:
-                answer: bytes = await self._link.run(scripts.APPEND, names, *arguments)
-            except AnswerLost:
-                if not await self._link.back(ends_at - loop.time()):
-                    raise
-                is_repeated = True
-                continue
-            if is_repeated:
-                log.info("commit_repeated", room=self.room, revision=entry.revision, was=answer.decode())
-            return answer
+    def _weigh(self, data_bytes: int, snapshot_bytes: int) -> None:
+        self._weight = 0 if snapshot_bytes else self._weight + data_bytes
+        self._snapshot_bytes = snapshot_bytes or self._snapshot_bytes
 
     def _note(self, commit: Commit, entry: bytes, *, tells: bool) -> None:
         self.record, self._entry = commit.record, entry
+        self._passed.append(entry)
         self._is_known = True
         if self.is_followed and commit.entry.command_id is not None:
-            self._recent.append((entry, commit.entry.command_id))
+            self._losses.remember(entry, commit.entry.command_id)
         if tells:
             self._tell(commit)
 
@@ -312,7 +309,7 @@ class MeetingLog:
                 return False
             keys = self._keys
             names = (keys.head, keys.ended, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands, keys.looks)
-            kept_ms, ended_ms = round(KEEPS_S * 1_000), round(ENDED_S * 1_000)
+            kept_ms, ended_ms = round(appending.KEEPS_S * 1_000), round(ENDED_S * 1_000)
             arguments = (revision, self._entry, kept_ms, ended_ms, scripts.NEWS, self.room)
             forgotten = bool(await self._link.run(scripts.FORGET, names, *arguments))
             if forgotten:
@@ -331,3 +328,26 @@ class MeetingLog:
         entries = tuple(load_entry(fields[b"d"]) for _, fields in found)
         is_whole = len(entries) == self._revision - after
         return entries if is_whole else None
+
+
+def _following(room: RoomId, before: Record | None, data: bytes) -> Commit:
+    """
+    What was appended to a record.
+
+    Raises:
+        StoreError: It cannot be read, or does not follow that.
+    """
+    entry, before = load_entry(data), before or Record(0, MeetingState(room))
+    if (entry.room, entry.revision) != (room, before.revision + 1):
+        raise StoreError(f"entry {entry.revision} of {entry.room} follows revision {before.revision}")
+    return Commit(entry, fold(before, entry))
+
+
+def _whole(room: RoomId, since: int, snapshot: bytes, entries: Sequence[Any]) -> Record:
+    """What entries come to that follow a snapshot, if there is one."""
+    record = load_record(snapshot) if since else Record(0, MeetingState(room))
+    if since and (record.state.room, record.revision) != (room, since):
+        raise StoreError(f"the snapshot of revision {since} is of revision {record.revision}")
+    for _, fields in entries:
+        record = _following(room, record, fields[3]).record
+    return record

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -18,12 +19,31 @@ _LISTENS_S: Final = 5.0
 _PONG_S: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """
+    That something was committed.
+
+    Attributes:
+        before: Id of the entry before; nothing for the first of a meeting.
+        entry: Its own id.
+        snapshot_bytes: Of the snapshot that was written with it, 0 if there was none.
+        data: What was appended; nothing if it is too long to be published.
+    """
+
+    revision: int
+    before: bytes
+    entry: bytes
+    snapshot_bytes: int
+    data: bytes
+
+
 class News:
     """
     One subscription, renewed whenever it breaks.
 
     Args:
-        on_commit: Called with a meeting in which something was committed.
+        on_commit: Called with a meeting in which something was committed, and with what, `None` if that is to be asked.
         on_turn: Called with a waiter whose turn has come.
         on_subscribed: Called when it begins, and whenever it begins anew: something may have been missed.
     """
@@ -32,7 +52,7 @@ class News:
         self,
         link: Link,
         *,
-        on_commit: Callable[[RoomId], None],
+        on_commit: Callable[[RoomId, Notice | None], None],
         on_turn: Callable[[str], None],
         on_subscribed: Callable[[], None],
     ) -> None:
@@ -87,16 +107,20 @@ class News:
                         self._subscribed.set()
                         self._on_subscribed()
                     case "message":
-                        self._note(message["data"].decode())
+                        self._note(message["data"])
                     case _:
                         pass  # the answer to a ping
         finally:
             await subscription.aclose()  # type: ignore[no-untyped-call]
 
-    def _note(self, news: str) -> None:
-        match news.split():
+    def _note(self, news: bytes) -> None:
+        line, _, data = news.partition(b"\n")
+        match line.decode().split():
+            case ["commit", room, revision, before, entry, snapshot_bytes]:
+                ids = (b"" if before == "-" else before.encode()), entry.encode()
+                self._on_commit(RoomId(room), Notice(int(revision), *ids, int(snapshot_bytes), data))
             case ["commit", room]:
-                self._on_commit(RoomId(room))
+                self._on_commit(RoomId(room), None)
             case ["turn", _, waiter]:
                 self._on_turn(waiter)
             case _:

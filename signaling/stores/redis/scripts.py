@@ -22,7 +22,11 @@ ROOMS: Final = f"{_PREFIX}:rooms"
 PROBE: Final = f"{_PREFIX}:probe"
 """Written to see that writing works."""
 NEWS: Final = f"{_PREFIX}:news"
-"""The channel of what happened: `commit ROOM`, or `turn ROOM WAITER` for whose turn it is."""
+"""
+The channel of what happened: `commit ROOM REVISION BEFORE ENTRY BYTES` with ids of entries and the size of a snapshot,
+then a line feed and what was appended, unless it is long; `commit ROOM` alone of a meeting that was forgotten; `turn
+ROOM WAITER` for whose turn it is.
+"""
 
 
 def kept_key(kind: Kept) -> str:
@@ -86,8 +90,8 @@ APPEND: Final = Script(
 local head, log, snapshot, ids, audit, commands, turn =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local revision, after, id, data, fence = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local command, entry, most, record, keeps_ms, news, room =
-    ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10]), ARGV[11], ARGV[12]
+local command, entry, most, record, keeps_ms, news, room, carried =
+    ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10]), ARGV[11], ARGV[12], tonumber(ARGV[13])
 
 if redis.call('ZSCORE', ids, id) then return 'repeated' end
 if fence ~= '' then
@@ -124,7 +128,8 @@ if command ~= '' then
     local oldest = redis.call('XRANGE', audit, '-', '+', 'COUNT', 1)
     redis.call('ZREMRANGEBYSCORE', commands, '-inf', '(' .. string.match(oldest[1][1], '%d+'))
 end
-redis.call('PUBLISH', news, 'commit ' .. room)
+redis.call('PUBLISH', news, table.concat({'commit', room, revision, is_first and '-' or after, id, #record}, ' ')
+    .. '\\n' .. (#data <= carried and data or ''))
 return 'appended'
 """
 )
@@ -132,7 +137,8 @@ return 'appended'
 Append an entry, unless it is no longer the next (`stale`), its turn is over (`lost`), or it is there (`repeated`).
 
 Arguments: revision, id of the entry before, its own, data, fence or nothing, command id and audit entry or nothing, how
-many of those are kept, snapshot or nothing, for how long entries are kept, channel, meeting.
+many of those are kept, snapshot or nothing, for how long entries are kept, channel, meeting, how many bytes are
+published at most.
 """
 
 READ: Final = Script(

@@ -27,7 +27,7 @@ from signaling.stores.redis.address import Address
 from signaling.stores.redis.inspection import inspect
 from signaling.stores.redis.link import Link
 from signaling.stores.redis.log import MeetingLog
-from signaling.stores.redis.news import News
+from signaling.stores.redis.news import News, Notice
 from signaling.stores.redis.scripts import Keys, kept_key
 from signaling.stores.redis.turns import LEASE_S, Turns
 from signaling.stores.serialization import load_audit_entry
@@ -248,14 +248,14 @@ class RedisStore(Store):
         for listener in self._fault_listeners:
             listener(fault)
 
-    def _on_news(self, room: RoomId) -> None:
+    def _on_news(self, room: RoomId, notice: Notice | None) -> None:
         known = self._logs.get(room)
-        if known is not None and known.is_followed:
+        if known is not None and known.is_followed and not known.hear(notice):
             self._in_background(self._catch_up(known))
 
-    async def _catch_up(self, known: MeetingLog) -> None:
+    async def _catch_up(self, known: MeetingLog, *, is_in_doubt: bool = False) -> None:
         try:
-            await known.refresh()
+            await (known.refresh() if is_in_doubt else known.catch_up())
         except StoreError as error:
             log.info("not_followed", room=known.room, error=str(error))  # tried again when Redis answers
 
@@ -289,7 +289,7 @@ class RedisStore(Store):
     async def _look_at_everything(self) -> None:
         for known in tuple(self._logs.values()):
             if known.is_followed:
-                await self._catch_up(known)
+                await self._catch_up(known, is_in_doubt=True)
 
     # --- Carefully -----------------------------------------------------------------------------------------------
 
