@@ -154,7 +154,7 @@ def _came_to(
                 if meeting.is_service(participant):
                     return "exempt"
                 has = Source.SCREEN_SHARE in publishable(participant, after)
-                if has and participant == change.participant != before.presenter:
+                if has and participant == after.presenter != before.presenter:  # nobody's who left meanwhile
                     return "granted"
                 return _compare(meeting, participant, SCREEN_SOURCES)
             case _:

@@ -327,6 +327,8 @@ def test_a_presenter_who_left_while_they_were_being_set_is_none() -> None:
     conclusion = conclude(left(MEETING, BOB), appointed)
     assert conclusion.state.presenter is None
     assert outcomes(conclusion) == {ALICE: "unchanged", BOB: "not_connected", CAROL: "unchanged"}
+    still_in_livekit = {BOB: present(BOB)}
+    assert outcomes(conclude(left(MEETING, BOB), appointed, present=still_in_livekit))[BOB] == "unchanged"
     assert presenters_of(appointed) == {BOB}
     ended = concluded(after(MEETING, (ALICE, SetPresenter(participant=BOB))), ALICE, SetPresenter())
     undone = decided(ended.state, ALICE, Undo(command_id="c-1"))

@@ -269,7 +269,7 @@ def _concluded(state: MeetingState, decision: Decision, given: Given) -> Meeting
     assert isinstance(given.came_to, Accepted)
     outcomes = given.came_to.outcomes
     conclusion = conclude(state, decision, _findings(outcomes or ()), present=_present(state, outcomes or ()))
-    if outcomes is not None and not _agree(state, _told(conclusion), outcomes):
+    if outcomes is not None and not _agree(_told(conclusion), outcomes):
         return None
     command_id = decision.command_id if decision.is_action else None
     return apply(state, conclusion.changes, command_id=command_id)
@@ -304,24 +304,26 @@ def _findings(outcomes: Outcomes) -> dict[ParticipantId, Finding]:
 
 
 def _present(state: MeetingState, outcomes: Outcomes) -> dict[ParticipantId, Presence]:
-    """Who must be in LiveKit for this to be answered: for them nothing has changed though they were given something."""
-    unchanged = {ParticipantId(who) for who, came, _ in outcomes if came == "unchanged"} & state.members.keys()
-    return _in_livekit(state, unchanged)
+    """
+    Who must be in LiveKit for this to be answered, with rights that go with that.
+
+    For them nothing has changed though they were given something, or they are no members and of them it is said.
+    """
+    came_to = {ParticipantId(who): came for who, came, _ in outcomes}
+    unchanged = {who for who, came in came_to.items() if came == "unchanged"}
+    changed = {who for who, came in came_to.items() if came in {"restricted", "unrestricted"}} - state.members.keys()
+    return _in_livekit(state, unchanged, can_publish=False) | _in_livekit(state, changed)
 
 
-def _in_livekit(state: MeetingState, people: AbstractSet[ParticipantId]) -> dict[ParticipantId, Presence]:
-    permission = Permission(can_publish=True, sources=())
+def _in_livekit(
+    state: MeetingState, people: AbstractSet[ParticipantId], *, can_publish: bool = True
+) -> dict[ParticipantId, Presence]:
+    permission = Permission(can_publish=can_publish, sources=())
     return {who: Presence(LiveKitRoom(state.room), Identity(who), permission) for who in people}
 
 
-def _agree(state: MeetingState, expected: Outcomes, told: Outcomes) -> bool:
-    """Whether the same was told of members and of unknown people; what becomes of others depends on LiveKit too."""
-    known = state.members.keys() | {who for who, came, _ in expected if came == "unknown"}
-    return _of(known, expected) == _of(known, told)
-
-
-def _of(people: AbstractSet[str], outcomes: Outcomes) -> list[tuple[str, str, str | None]]:
-    return sorted((each for each in outcomes if each[0] in people), key=str)
+def _agree(expected: Outcomes, told: Outcomes) -> bool:
+    return sorted(expected, key=str) == sorted(told, key=str)
 
 
 def _codes(code: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from signaling.core.changes import Change, ConnectionLost, Departed, TimedOut
 from signaling.core.participants import Role
 from signaling.identifiers import CommandId, ParticipantId, SessionId
-from signaling.messages import control, livekit
+from signaling.messages import control, livekit, moderation
 from signaling.stores.contract import Staged, Unstaged
 from tests.core.meetings import ALICE, BOB, MEETING, decided
 from tests.histories.checking import (
@@ -163,6 +163,22 @@ def test_who_leaves_in_the_middle_of_a_command_was_there_when_it_was_decided() -
     assert why_not_linearizable(MEETING, [replace(unknown, begins=4), leaving]) is None
     assert why_not_linearizable(MEETING, [replace(unknown, ends=1.5), leaving]) is not None
     assert why_not_linearizable(MEETING, [muting, leaving, asking]) is None
+
+
+def test_an_outcome_of_somebody_who_has_left_is_compared_too() -> None:
+    came_to = dict.fromkeys(("alice", "bob", "carol"), "unchanged")
+    leaving = Operation("leave", Fact((Departed(BOB, 1.0, "quit"),)), 2, 3)
+
+    def why(**came_to_others: str) -> str | None:
+        told = Accepted(tuple((who, came, None) for who, came in {**came_to, **came_to_others}.items()))
+        command = moderation.SetPresenter(participant=BOB)
+        setting = Operation("set", given_command(ALICE, command, told), 1, 9)
+        return why_not_linearizable(MEETING, [setting, leaving])
+
+    assert why(bob="unchanged") is None, "he is still in LiveKit"
+    assert why(bob="not_connected") is None
+    assert why(bob="restricted") is not None
+    assert why(bob="granted") is not None, "nobody is the presenter"
 
 
 # --- What was told -----------------------------------------------------------------------------------------------
