@@ -201,7 +201,7 @@ class Meetings:
         """
         now = self._clock()
         self._alive = await self._store.beat(self._node, until=now + LIVES_S, now=now)
-        for room in await self._store.rooms():
+        for room in await self._store.left_alone():
             if room not in self._meetings:
                 await self._take_up(room)
         for room in self._meetings.keys() | self._interrupted:

@@ -317,6 +317,13 @@ class Store(Protocol):
             All nodes that live now.
         """
 
+    async def left_alone(self) -> tuple[RoomId, ...]:
+        """
+        Every meeting that is kept and after which no node looks that lived at the last beat of any, sorted.
+
+        Whoever begins a meeting looks after it from then on, if it lives.
+        """
+
     async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
         """
         Have a node look after a meeting, unless another one that lives does: whether it does.

@@ -9,9 +9,9 @@ from itertools import islice
 from sys import intern
 from typing import TYPE_CHECKING, Final
 
-from signaling.identifiers import CommandId, NodeId, RoomId
+from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store, Turn
-from signaling.stores.nodes import Nodes, OneProcess, Turns
+from signaling.stores.nodes import OneProcess, Turns
 
 if TYPE_CHECKING:
     from signaling.messages.moderation import Outcome
@@ -109,12 +109,12 @@ class MemoryStore(OneProcess, Store):
     """Meetings in this process' memory."""
 
     def __init__(self, *, audit_entries: int = 10_000) -> None:
+        super().__init__()
         self._logs: dict[RoomId, _Log] = {}
         self._audit: defaultdict[RoomId, deque[_KeptEntry]] = defaultdict(lambda: deque(maxlen=audit_entries))
         self._kept = KeptKeys()
         self._listeners: list[Listener] = []
         self._turns = Turns()
-        self._nodes = Nodes()
 
     async def open(self) -> None:
         """Nothing is to be got ready."""
@@ -141,6 +141,8 @@ class MemoryStore(OneProcess, Store):
         kept = await self.read(room)
         if commit.entry.revision != (0 if kept is None else kept.revision) + 1:
             return False
+        if kept is None:
+            self.nodes.begin(room, commit.entry.node)
         self._logs.setdefault(room, _Log()).append(commit)
         if commit.entry.audit is not None:
             self._audit[room].append(_KeptEntry(commit.entry.audit))
@@ -160,7 +162,7 @@ class MemoryStore(OneProcess, Store):
             return False
         del self._logs[room]
         self._audit.pop(room, None)
-        self._nodes.forget(room)
+        self.nodes.forget(room)
         return True
 
     async def audit(self, room: RoomId, *, limit: int, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
@@ -203,10 +205,6 @@ class MemoryStore(OneProcess, Store):
         """A meeting's exclusive step; waiting ones go in order."""
         return self._turns.of(room)
 
-    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
-        """A node lives until then at least; all that live now."""
-        return self._nodes.beat(node, until, now)
-
-    async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
-        """Have a node look after a meeting, unless another one that lives does: whether it does."""
-        return self._nodes.look_after(room, node, now)
+    async def left_alone(self) -> tuple[RoomId, ...]:
+        """Every meeting after which no node looks that lived at the last beat, sorted."""
+        return self.nodes.left_alone(self._logs)

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -71,6 +71,15 @@ class Nodes:
         self._looks[room] = node
         return True
 
+    def begin(self, room: RoomId, node: NodeId | None) -> None:
+        """A meeting is kept from now on; the process that began it looks after it, if it lives and no other does."""
+        if node in self._lives_until and self._looks.get(room) not in self._lives_until:
+            self._looks[room] = node
+
+    def left_alone(self, rooms: Iterable[RoomId]) -> tuple[RoomId, ...]:
+        """Those of them after which no process looks that lived at the last beat."""
+        return tuple(sorted(room for room in rooms if self._looks.get(room) not in self._lives_until))
+
     def forget(self, room: RoomId) -> None:
         """The meeting is kept no longer."""
         self._looks.pop(room, None)
@@ -78,13 +87,24 @@ class Nodes:
 
 class OneProcess:
     """
-    What is so of every store that one process has to itself.
+    What is so of every store that one process has to itself, though several may have it one after another.
 
     Attributes:
-        lease_s: Nobody else can take over a turn.
+        nodes: Those that said that they live.
     """
 
     lease_s: float = math.inf
+
+    def __init__(self) -> None:
+        self.nodes = Nodes()
+
+    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
+        """A node lives until then at least; all that live now."""
+        return self.nodes.beat(node, until, now)
+
+    async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
+        """Have a node look after a meeting, unless another one that lives does: whether it does."""
+        return self.nodes.look_after(room, node, now)
 
     def listen_to_faults(self, listener: FaultListener) -> None:
         """No other process can be the reason for one."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 
 from signaling.errors import StoreError
-from signaling.identifiers import CommandId, NodeId, RoomId
+from signaling.identifiers import CommandId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Entry, Kept, Listener, Record, Store, Turn
 from signaling.stores.memory import KeptKeys
 from signaling.stores.nodes import Nodes, OneProcess, Turns
@@ -79,6 +79,7 @@ class SQLiteStore(OneProcess, Store):
     """
 
     def __init__(self, path: Path, *, audit_entries: int = 10_000) -> None:
+        super().__init__()
         self._path = path.absolute()
         self._audit_entries = audit_entries
         self._records: dict[RoomId, Record] = {}
@@ -91,7 +92,6 @@ class SQLiteStore(OneProcess, Store):
         self._tried_at = 0.0
         self._listeners: list[Listener] = []
         self._turns = Turns()
-        self._nodes = Nodes()
         self._queue: SimpleQueue[_Operation[Any] | None] | None = None
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -113,7 +113,7 @@ class SQLiteStore(OneProcess, Store):
         opened: asyncio.Future[Contents] = loop.create_future()
         self._ended = loop.create_future()
         self._unwritten, self._broken = 0, None
-        self._nodes = Nodes()
+        self.nodes = Nodes()
         # A daemon: whoever forgets to close must not keep the interpreter, and what was answered is in the file.
         self._thread = Thread(
             target=self._serve, args=(loop, queue, opened, self._ended), name="signaling-sqlite", daemon=True
@@ -225,13 +225,10 @@ class SQLiteStore(OneProcess, Store):
         """A meeting's exclusive step; waiting ones go in order."""
         return self._turns.of(room)
 
-    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
-        """A node lives until then at least; all that live now: no other process has the file, whatever it was."""
-        return self._nodes.beat(node, until, now)
-
-    async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
-        """Have a node look after a meeting, unless another one that lives does: whether it does."""
-        return self._nodes.look_after(room, node, now)
+    async def left_alone(self) -> tuple[RoomId, ...]:
+        """Every meeting after which no node looks that lived at the last beat, sorted."""
+        self._open_queue()
+        return self.nodes.left_alone(self._records)
 
     # --- In the event loop ---------------------------------------------------------------------------------------
 
@@ -261,14 +258,17 @@ class SQLiteStore(OneProcess, Store):
     def _note_append(self, commit: Commit, appended: bool) -> None:  # noqa: FBT001 - the result, whatever it is
         if not appended:
             return
-        self._records[commit.entry.room] = commit.record
+        room = commit.entry.room
+        if room not in self._records:
+            self.nodes.begin(room, commit.entry.node)
+        self._records[room] = commit.record
         for listener in self._listeners:
             listener(commit)
 
     def _note_forgotten(self, room: RoomId, forgotten: bool) -> None:  # noqa: FBT001 - the result, whatever it is
         if forgotten:
             del self._records[room]
-            self._nodes.forget(room)
+            self.nodes.forget(room)
 
     def _note_kept(self, kind: Kept, key: str, until: float, _is_first: bool) -> None:  # noqa: FBT001 - as above
         self._kept.add(kind, key, until)

@@ -188,6 +188,10 @@ class LinkedStore(Store):
         await self._reach()
         return await self._shared.beat(node, until=until, now=now)
 
+    async def left_alone(self) -> tuple[RoomId, ...]:
+        await self._reach()
+        return await self._shared.left_alone()
+
     async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
         await self._reach()
         return await self._shared.look_after(room, node, now=now)

@@ -40,10 +40,10 @@ class BrokenStore(MemoryStore):
             raise StoreError("the disk is full")
         return await super().read(room)
 
-    async def rooms(self) -> tuple[RoomId, ...]:
+    async def left_alone(self) -> tuple[RoomId, ...]:
         if self.is_broken:
             raise StoreError("the disk is full")
-        return await super().rooms()
+        return await super().left_alone()
 
 
 async def test_who_joins_is_welcomed_with_everything(host: Hosted) -> None:

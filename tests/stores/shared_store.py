@@ -417,6 +417,10 @@ class SharedStore(Store):
         """A node lives."""
         return await self.link.carry("beat", lambda: self._shared.kept.beat(node, until=until, now=now))
 
+    async def left_alone(self) -> tuple[RoomId, ...]:
+        """The meetings after which no node looks."""
+        return await self.link.carry("left_alone", self._shared.kept.left_alone)
+
     async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
         """Have a node look after a meeting."""
         return await self.link.carry("look_after", lambda: self._shared.kept.look_after(room, node, now=now))

@@ -556,6 +556,45 @@ async def test_nobody_looks_after_a_meeting_that_is_forgotten(store: Store) -> N
     assert await store.look_after(BOARD, THERE, now=2)
 
 
+async def test_a_meeting_is_left_alone_until_a_node_looks_after_it_and_after_that_has_died(store: Store) -> None:
+    assert await store.left_alone() == ()
+    await store.beat(HERE, until=15, now=0)
+    await store.beat(THERE, until=20, now=0)
+    for room in (OTHER, BOARD):
+        await append(store, 1, room)
+    assert await store.left_alone() == (OTHER, BOARD), "nobody is said to have begun them"
+    await store.look_after(BOARD, HERE, now=1)
+    assert await store.left_alone() == (OTHER,)
+    await store.look_after(OTHER, THERE, now=1)
+    assert await store.left_alone() == ()
+    await store.beat(THERE, until=30, now=15)
+    assert await store.left_alone() == (BOARD,)
+    await store.look_after(BOARD, THERE, now=15)
+    await store.beat(THERE, until=16, now=16)
+    assert await store.left_alone() == (OTHER, BOARD), "it has ended"
+    assert await store.forget(BOARD, 1)
+    assert await store.left_alone() == (OTHER,)
+
+
+async def test_who_begins_a_meeting_looks_after_it_if_they_live(store: Store) -> None:
+    await store.beat(HERE, until=15, now=0)
+    for room, node in ((BOARD, HERE), (OTHER, THERE)):
+        made = commit(1, room)
+        assert await store.append(replace(made, entry=replace(made.entry, node=node)))
+    assert await store.left_alone() == (OTHER,), "its node was never heard of"
+    assert not await store.look_after(BOARD, THERE, now=1)
+    assert await store.look_after(OTHER, HERE, now=1)
+
+
+async def test_who_looks_after_a_meeting_without_being_heard_of_leaves_it_alone(store: Store) -> None:
+    await append(store, 1)
+    assert await store.look_after(BOARD, THERE, now=1)
+    assert await store.left_alone() == (BOARD,)
+    await store.beat(HERE, until=15, now=2)
+    assert await store.look_after(BOARD, HERE, now=2)
+    assert await store.left_alone() == ()
+
+
 async def test_a_key_that_is_kept_no_longer_may_be_kept_anew(unopened: Store) -> None:
     for _ in range(2):
         await unopened.open()

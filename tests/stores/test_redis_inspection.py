@@ -220,7 +220,7 @@ async def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
         assert await redis.ask("HGETALL", "moderation:about") == ["format", "2"]
 
 
-@pytest.mark.parametrize("name", ["about", "nodes", "rooms", "kept:ticket"])
+@pytest.mark.parametrize("name", ["about", "{all}:nodes", "{all}:rooms", "{all}:alone", "kept:ticket"])
 async def test_what_somebody_else_keeps_by_a_name_of_ours_is_refused(name: str, tmp_path: Path) -> None:
     async with RedisServer(tmp_path) as redis:
         await redis.ask("SET", f"moderation:{name}", "theirs")

@@ -20,8 +20,7 @@ FORMAT: Final = 1
 _OLDEST: Final = (6, 2)
 _TYPES: Final[Mapping[str, str]] = {
     scripts.ABOUT: "hash",
-    scripts.NODES: "zset",
-    scripts.ROOMS: "set",
+    **dict(zip(scripts.DIRECTORY, ("zset", "set", "hash", "zset", "set"), strict=True)),
     **{scripts.kept_key(kind): "zset" for kind in Kept},
 }
 

@@ -14,6 +14,7 @@ from signaling.identifiers import RoomId
 from signaling.stores.contract import Commit, Entry, Fault, FellBehind, Record, fold
 from signaling.stores.redis import appending, scripts
 from signaling.stores.redis.appending import Appending
+from signaling.stores.redis.directory import Directory
 from signaling.stores.redis.link import AnswerLost, Link
 from signaling.stores.redis.losses import Losses
 from signaling.stores.redis.news import Notice
@@ -48,6 +49,7 @@ class MeetingLog:
         self,
         room: RoomId,
         link: Link,
+        directory: Directory,
         tell: Callable[[Commit], None],
         tell_fault: Callable[[Fault], None],
         *,
@@ -58,6 +60,7 @@ class MeetingLog:
         self.is_followed = False
         self._keys = Keys.of(room)
         self._link = link
+        self._directory = directory
         self._tell = tell
         self._tell_fault = tell_fault
         self._appending = Appending(link, self._keys, room, audit_entries=audit_entries)
@@ -258,8 +261,8 @@ class MeetingLog:
                 if self._revision != commit.entry.revision - 1:
                     return False
             is_first, asked = commit.entry.revision == 1, self._asked
-            if is_first:  # what lists the meetings is elsewhere in a cluster, so that is no part of the commit
-                await self._link.call("SADD", scripts.ROOMS, self.room)
+            if is_first:
+                await self._directory.list(self.room, commit.entry.node)
             entry, data = token_hex(8).encode(), dump_entry(commit.entry)
             is_heavy = self._weight + len(data) > max(self._snapshot_bytes, LEAST_BYTES)
             snapshot = dump_record(commit.record) if is_heavy else b""
@@ -285,7 +288,7 @@ class MeetingLog:
             self._answered = max(self._answered, asked)
             self._note(commit, entry, tells=True)
             if is_first:  # whoever found nothing there may have taken it off the list
-                await self._link.call("SADD", scripts.ROOMS, self.room)
+                await self._directory.list(self.room, commit.entry.node)
             return True
 
     def _weigh(self, data_bytes: int, snapshot_bytes: int) -> None:
@@ -308,13 +311,12 @@ class MeetingLog:
             if self._revision != revision or not revision:
                 return False
             keys = self._keys
-            names = (keys.head, keys.ended, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands, keys.looks)
+            names = (keys.head, keys.ended, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands)
             kept_ms, ended_ms = round(appending.KEEPS_S * 1_000), round(ENDED_S * 1_000)
             arguments = (revision, self._entry, kept_ms, ended_ms, scripts.NEWS, self.room)
             forgotten = bool(await self._link.run(scripts.FORGET, names, *arguments))
             if forgotten:
                 self._let_go()
-                await self._link.call("SREM", scripts.ROOMS, self.room)
             self._head = ()
             return forgotten
 

@@ -15,10 +15,18 @@ from signaling.stores.contract import Kept
 _PREFIX: Final = "moderation"
 ABOUT: Final = f"{_PREFIX}:about"
 """A hash: `format` of what is kept, and `epoch`, which is made with it and so goes when everything does."""
-NODES: Final = f"{_PREFIX}:nodes"
+_ALL: Final = f"{_PREFIX}:{{all}}"
+NODES: Final = f"{_ALL}:nodes"
 """A sorted set: each node, by when it counts as dead."""
-ROOMS: Final = f"{_PREFIX}:rooms"
+ROOMS: Final = f"{_ALL}:rooms"
 """A set: every meeting that is kept; perhaps some that are not any more."""
+LOOKS: Final = f"{_ALL}:looks"
+"""A hash: the node that looks after a meeting."""
+LOOKED: Final = f"{_ALL}:looked"
+"""A sorted set, in the order of its members: `NODE ROOM` of the same."""
+ALONE: Final = f"{_ALL}:alone"
+"""A set: meetings after which no node looks that was there at the last beat of any."""
+DIRECTORY: Final = (NODES, ROOMS, LOOKS, LOOKED, ALONE)
 PROBE: Final = f"{_PREFIX}:probe"
 """Written to see that writing works."""
 NEWS: Final = f"{_PREFIX}:news"
@@ -49,7 +57,6 @@ class Keys:
         audit: A stream: the audit entry of revision 7 is 7-1.
         commands: A sorted set: ids of commands that have an audit entry, by revision.
         ended: The life of the last meeting of that name that was forgotten.
-        looks: The node that looks after the meeting.
         turn: A hash: `holder`, `until`, `fence`.
         waiting: A list: who waits for a turn.
     """
@@ -61,7 +68,6 @@ class Keys:
     audit: str
     commands: str
     ended: str
-    looks: str
     turn: str
     waiting: str
 
@@ -232,28 +238,75 @@ return known and 0 or 1
 )
 """Keep a key until then, as of now; whether it was not kept before."""
 
+_DIRECTORY: Final = """
+local nodes, rooms, looks, looked, alone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+"""
+
 BEAT: Final = Script(
-    """
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+    _DIRECTORY
+    + """
+redis.call('ZADD', nodes, ARGV[2], ARGV[1])
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', ARGV[3])) do
+    for _, held in ipairs(redis.call('ZRANGEBYLEX', looked, '[' .. dead .. ' ', '(' .. dead .. '!')) do
+        local room = string.sub(held, #dead + 2)
+        redis.call('ZREM', looked, held)
+        redis.call('HDEL', looks, room)
+        redis.call('SADD', alone, room)
+    end
+    redis.call('ZREM', nodes, dead)
+end
+return redis.call('ZRANGE', nodes, 0, -1)
 """
 )
-"""A node lives until then, as of now; all that live."""
+"""A node lives until then, as of now; all that live. Nobody looks any more after what the others looked after."""
 
 LOOK_AFTER: Final = Script(
-    """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
-    for number = 2, #ARGV do
-        if ARGV[number] == holder then return 0 end
-    end
+    _DIRECTORY
+    + """
+local room, node = ARGV[1], ARGV[2]
+local holder = redis.call('HGET', looks, room)
+if holder and holder ~= node then
+    local ends = redis.call('ZSCORE', nodes, holder)
+    if ends and tonumber(ends) > tonumber(ARGV[3]) then return 0 end
+    redis.call('ZREM', looked, holder .. ' ' .. room)
 end
-redis.call('SET', KEYS[1], ARGV[1])
+redis.call('HSET', looks, room, node)
+redis.call('ZADD', looked, 0, node .. ' ' .. room)
+if redis.call('ZSCORE', nodes, node) then redis.call('SREM', alone, room) end
 return 1
 """
 )
-"""Have a node look after a meeting, unless another one does that is among those that live."""
+"""Have a node look after a meeting, unless another one does that lives as of now."""
+
+LIST: Final = Script(
+    _DIRECTORY
+    + """
+local room, node = ARGV[1], ARGV[2]
+redis.call('SADD', rooms, room)
+if redis.call('HEXISTS', looks, room) == 1 then return end
+if node ~= '' and redis.call('ZSCORE', nodes, node) then
+    redis.call('HSET', looks, room, node)
+    redis.call('ZADD', looked, 0, node .. ' ' .. room)
+    redis.call('SREM', alone, room)
+else
+    redis.call('SADD', alone, room)
+end
+"""
+)
+"""A meeting is kept; if nobody looks after it, this node does if it lives."""
+
+DELIST: Final = Script(
+    _DIRECTORY
+    + """
+local room = ARGV[1]
+local holder = redis.call('HGET', looks, room)
+if holder then redis.call('ZREM', looked, holder .. ' ' .. room) end
+redis.call('HDEL', looks, room)
+redis.call('SREM', alone, room)
+redis.call('SREM', rooms, room)
+"""
+)
+"""A meeting is kept no longer."""
 
 TAKE: Final = Script(
     _NOW

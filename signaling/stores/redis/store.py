@@ -24,6 +24,7 @@ from signaling.stores.contract import (
 )
 from signaling.stores.redis import scripts
 from signaling.stores.redis.address import Address
+from signaling.stores.redis.directory import Directory
 from signaling.stores.redis.inspection import inspect
 from signaling.stores.redis.link import Link
 from signaling.stores.redis.log import MeetingLog
@@ -63,7 +64,6 @@ class RedisStore(Store):
         self._listeners: list[Listener] = []
         self._fault_listeners: list[FaultListener] = []
         self._logs: dict[RoomId, MeetingLog] = {}
-        self._listed: frozenset[RoomId] = frozenset()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeping = asyncio.Lock()
         """Who comes first here is first in Redis, on whichever connection that goes."""
@@ -74,6 +74,7 @@ class RedisStore(Store):
 
     def _make(self) -> None:
         self._link = Link(self._address, on_back=self._on_back, on_long_away=self._on_long_away, long_s=FOLLOWS_S)
+        self._directory = Directory(self._link)
         self._turns = Turns(self._link)
         self._news = News(
             self._link, on_commit=self._on_news, on_turn=self._turns.wake, on_subscribed=self._on_subscribed
@@ -123,15 +124,18 @@ class RedisStore(Store):
     async def rooms(self) -> tuple[RoomId, ...]:
         """Every meeting that is kept, sorted."""
         self._check_service()
-        self._listed = frozenset(RoomId(room.decode()) for room in await self._link.call("SMEMBERS", scripts.ROOMS))
-        return tuple(sorted(self._listed))
+        return await self._directory.rooms()
+
+    async def left_alone(self) -> tuple[RoomId, ...]:
+        """Every meeting after which no node looks that was there at the last beat, sorted."""
+        self._check_service()
+        return await self._directory.left_alone()
 
     async def read(self, room: RoomId) -> Record | None:
         """The newest record of a meeting, `None` if there is none."""
         meeting = self._log(room)
-        if (record := await meeting.refresh()) is None and room in self._listed:
-            await self._link.call("SREM", scripts.ROOMS, room)  # whoever begins it lists it again
-        return record
+        record = await meeting.refresh()
+        return await self._delist(meeting) if record is None and self._directory.is_listed(room) else record
 
     async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """Append an entry, if it is the next. Cancelling stops the waiting only."""
@@ -143,7 +147,20 @@ class RedisStore(Store):
 
     async def forget(self, room: RoomId, revision: int) -> bool:
         """Drop a meeting and its audit, if `revision` is still the kept one. Cancelling stops the waiting only."""
-        return await self._whole(self._log(room).forget(revision))
+        return await self._whole(self._forget(self._log(room), revision))
+
+    async def _forget(self, meeting: MeetingLog, revision: int) -> bool:
+        forgotten = await meeting.forget(revision)
+        if forgotten:
+            await self._delist(meeting)
+        return forgotten
+
+    async def _delist(self, meeting: MeetingLog) -> Record | None:
+        await self._directory.delist(meeting.room)
+        record = await meeting.refresh()
+        if record is not None:  # begun meanwhile, and listed before it was taken off
+            await self._directory.list(meeting.room, None)
+        return record
 
     async def audit(self, room: RoomId, *, limit: int, before: CommandId | None = None) -> tuple[AuditEntry, ...]:
         """The newest entries of a meeting, newest first."""
@@ -211,15 +228,14 @@ class RedisStore(Store):
     async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
         """A node lives until then at least; all that live now. What was missed of meetings is made up for."""
         self._check_service()
-        alive = await self._link.run(scripts.BEAT, (scripts.NODES,), node, repr(until), repr(now))
+        alive = await self._directory.beat(node, until=until, now=now)
         await self._look_at_everything()
-        return frozenset(NodeId(each.decode()) for each in alive)
+        return alive
 
     async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
         """Have a node look after a meeting, unless another one that lives does: whether it does."""
         self._check_service()
-        alive = await self._link.call("ZRANGEBYSCORE", scripts.NODES, f"({now!r}", "+inf")
-        return bool(await self._link.run(scripts.LOOK_AFTER, (Keys.of(room).looks,), node, *alive))
+        return await self._directory.look_after(room, node, now=now)
 
     # --- Following -----------------------------------------------------------------------------------------------
 
@@ -234,7 +250,8 @@ class RedisStore(Store):
         return found
 
     def _new_log(self, room: RoomId) -> MeetingLog:
-        return MeetingLog(room, self._link, self._tell, self._tell_fault, audit_entries=self._audit_entries)
+        told = self._tell, self._tell_fault
+        return MeetingLog(room, self._link, self._directory, *told, audit_entries=self._audit_entries)
 
     def _tell(self, commit: Commit) -> None:
         for listener in self._listeners:
