@@ -28,6 +28,7 @@ STORE_FAULTS: Final = Counter(
     "moderation_store_faults", "Times that the store said that something went wrong with it, by what.", ["fault"]
 )
 CONNECTIONS: Final = Gauge("moderation_connections", "Open WebSocket connections.")
+TASKS: Final = Gauge("moderation_tasks", "Tasks of this process' event loop.")
 BAD_REQUESTS: Final = Counter(
     "moderation_bad_requests", "Requests to the internal HTTP that are none, by what is wrong.", ["error"]
 )

@@ -148,4 +148,5 @@ class InternalServer:
         return web.json_response(openapi())
 
     async def _metrics(self, _request: web.Request) -> web.Response:
+        metrics.TASKS.set(len(asyncio.all_tasks()))
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -158,6 +158,7 @@ async def test_metrics_are_for_prometheus(host: Hosted, http: aiohttp.ClientSess
         await bob.join()
         assert await value("moderation_sessions") == 2
         assert await value("moderation_meetings") == 1
+        assert await value("moderation_tasks") > 2
     await host.server._websocket.close()
     assert await value("moderation_connections") == 0
 

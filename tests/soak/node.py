@@ -1,22 +1,38 @@
 """A node of the soak: `livekit-moderation serve` behind proxies to Redis and LiveKit, over all its lives."""
 
-import asyncio
 import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
+
+import aiohttp
 
 from signaling.livekit.child_process import ChildProcess
 from signaling.testing.node_process import NodeFailed
 from signaling.testing.redis_server import free_port
 from tests.fault_proxy import FaultProxy
+from tests.soak.bell import Bell
 
 _READY_S: Final = 30
 _STOP_S: Final = (15.0,)
+_ANSWERS_S: Final = 5
+_AFTER_S: Final = 6.0
+"""A beat and a little: for so long after an outage a node still finds out whom it has lost meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a node takes: resident KiB, open files, and tasks of its event loop."""
+
+    memory_kib: int
+    files: int
+    tasks: int
 
 
 class Node:
@@ -31,7 +47,15 @@ class Node:
     """
 
     def __init__(
-        self, number: int, directory: Path, settings: Mapping[str, str], *, redis: int, livekit: int, seed: int
+        self,
+        number: int,
+        directory: Path,
+        settings: Mapping[str, str],
+        bell: Bell,
+        *,
+        redis: int,
+        livekit: int,
+        seed: int,
     ) -> None:
         self.name = f"node-{number}"
         self.redis = FaultProxy(redis, seed=seed)
@@ -40,12 +64,15 @@ class Node:
         self.seen: Counter[str] = Counter()
         self.away_s: list[float] = []
         self.broken: list[str] = []
-        self._taken_over: Counter[str] = Counter()
+        self._bell = bell
+        self._in_room: Counter[tuple[str, str]] = Counter()
+        self._outages: list[list[float]] = []
         self._log = (directory / f"{self.name}.log").open("w")
         self._settings = settings
         self._child: ChildProcess | None = None
         self._listen = free_port()
         self._internal = free_port()
+        self._is_ready = False
 
     async def __aenter__(self) -> Self:
         await self.redis.__aenter__()
@@ -67,8 +94,13 @@ class Node:
         return f"ws://127.0.0.1:{self._listen}/signaling"
 
     @property
+    def internal_port(self) -> int:
+        """Where webhooks go."""
+        return self._internal
+
+    @property
     def internal_url(self) -> str:
-        """Where it is reported to."""
+        """Where it is reported to, and asked by a controller."""
         return f"http://127.0.0.1:{self._internal}"
 
     @property
@@ -76,9 +108,11 @@ class Node:
         """Of its life just now."""
         return self._running.pid
 
-    def turns_taken_over(self, room: str) -> int:
-        """How often it took over somebody's turn in a meeting."""
-        return self._taken_over[room]
+    def logged(self, event: str, room: str) -> int:
+        """How often it logged an event of a meeting."""
+        return self._in_room[event, room]
+
+    # --- Its lives -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """
@@ -97,39 +131,77 @@ class Node:
             "MODERATION_LOG_FORMAT": "json",
             "MODERATION_LOG_LEVEL": "info",
         }
-        ready = asyncio.Event()
-
-        def note(line: str) -> None:
-            if self._note(line):
-                ready.set()
-
+        self._is_ready = False
         command = (sys.executable, "-m", "signaling", "serve")
-        self._child = child = await ChildProcess.start(command, environment, on_line=note)
-        if not await child.until(ready, _READY_S):
+        self._child = child = await ChildProcess.start(command, environment, on_line=self._note)
+        await self._bell.until(lambda: self._is_ready or child.status is not None, _READY_S)
+        if not self._is_ready:
             raise NodeFailed(f"{self.name} was not ready: {' / '.join(child.last_words)}")
-        self.is_up = True
+        self.recovered()
 
     async def kill(self) -> None:
         """Let it die at once."""
-        self.is_up = False
+        self.suffers()
         self._running.signal(signal.SIGKILL)
         await self._running.ended()
 
     def pause(self) -> None:
         """Have it stand still."""
-        self.is_up = False
+        self.suffers()
         self._running.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Have it go on."""
         self._running.signal(signal.SIGCONT)
-        self.is_up = True
+        self.recovered()
 
-    def size(self) -> tuple[int, int]:
-        """What it is now: resident KiB, and open files."""
-        process = Path("/proc") / str(self._running.pid)
-        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
-        return int(status["VmRSS"].split()[0]), len(list((process / "fd").iterdir()))
+    def suffers(self) -> None:
+        """From now on it cannot say that it lives."""
+        self.is_up = False
+        if not self._outages or len(self._outages[-1]) > 1:
+            self._outages.append([time.time()])
+
+    def recovered(self) -> None:
+        """It can say again that it lives."""
+        self.is_up = True
+        if self._outages and len(self._outages[-1]) == 1:
+            self._outages[-1].append(time.time())
+
+    def outage_before(self, at: float) -> float | None:
+        """When the outage began by which a session may have been lost that ended then."""
+        for began_at, *ended_at in self._outages:
+            if began_at <= at and all(at <= end + _AFTER_S for end in ended_at):
+                return began_at
+        return None
+
+    # --- What it takes -------------------------------------------------------------------------------------------
+
+    async def size(self) -> Size | None:
+        """What it takes now; `None` if it does not say."""
+        tasks = await self._metric("moderation_tasks")
+        try:
+            process = Path("/proc") / str(self.pid)
+            status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
+            files = len(list((process / "fd").iterdir()))
+        except OSError:
+            return None  # it was killed
+        return None if tasks is None else Size(int(status["VmRSS"].split()[0]), files, tasks)
+
+    async def webhooks(self) -> int:
+        """How many webhooks it has accepted in this life."""
+        return await self._metric('moderation_webhooks_total{result="accepted"}') or 0
+
+    async def _metric(self, name: str) -> int | None:
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWERS_S)) as http,
+                http.get(f"{self.internal_url}/metrics") as answer,
+            ):
+                lines = (await answer.text()).splitlines()
+        except (aiohttp.ClientError, TimeoutError):
+            return None  # it was killed, or stands still
+        found = [line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")]
+        return int(float(found[0])) if found else 0
 
     @property
     def _running(self) -> ChildProcess:
@@ -137,25 +209,21 @@ class Node:
             raise RuntimeError(f"{self.name} is used outside its `async with`")
         return self._child
 
-    def _note(self, line: str) -> bool:
-        """Take note of a line; whether it says that the node is ready."""
+    def _note(self, line: str) -> None:
+        """Take note of a line."""
         self._log.write(f"{line}\n")
         try:
             told: dict[str, Any] = json.loads(line)
         except ValueError:
             self.broken.append(line[:300])
-            return False
+            return
         if "signaling" in told:
-            return True
+            self._is_ready = True
         event = str(told.get("event"))
         self.seen[event] += 1
-        match event:
-            case "turn_taken_over":
-                self._taken_over[str(told["room"])] += 1
-            case "store_back":
-                self.away_s.append(float(told["away_s"]))
-            case _:
-                pass
+        self._in_room[event, str(told.get("room"))] += 1
+        if event == "store_back":
+            self.away_s.append(float(told["away_s"]))
         if "exception" in told:
             self.broken.append(f"{event}: {str(told['exception'])[-600:]}")
-        return False
+        self._bell.ring()

@@ -4,32 +4,136 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import WebSocketException
 
 from signaling import Participant, Role
 from signaling.identifiers import ParticipantId, RoomId
 from signaling.server.tickets import make_ticket
-from signaling.testing.client import NotTold, SignalingClient, SignalingRefused
+from signaling.testing.client import NotTold, Received, SignalingClient, SignalingRefused
 from tests.histories.nodes import PEOPLE, WATCHER, some_command
 from tests.histories.recording import History
 from tests.meetings.serving import KEY
+from tests.soak.bell import Bell
 from tests.soak.node import Node
+from tests.soak.sound import Voice
 
 _CONNECTING_S: Final = 6
 _PATIENCE_S: Final = 20
+_OF_THE_CONNECTION: Final = frozenset({"moderation"})
+"""Why the server closes, after the last event of the meeting; see `docs/protocol.md`."""
 _EXTENSIONS: Final = frozenset({"livekit_moderation", "control"})
 
-Entering = Callable[[str, str, dict[str, Any]], None]
+
+class Seat:
+    """
+    One session of somebody.
+
+    Attributes:
+        goes_on: Whether the client is connected.
+        ends_with: The last frame that is recorded; none is yet while there is no such.
+        is_done: Whether that has come.
+    """
+
+    def __init__(self, number: int, node: Node, client: SignalingClient, bell: Bell, history: History) -> None:
+        self.number, self.node, self.client = number, node, client
+        self.goes_on = True
+        self.ends_with: Callable[[Received], bool] = lambda _: False
+        self.is_done = False
+        self._bell = bell
+        self._history = history
+        self._recorded = 0
+        self._transactions = 0
+        self._offset_s = time.time() - time.monotonic()
+        self._is_left = False
+        self._watching = asyncio.create_task(self._until_closed())
+        self._command_ids: list[str] = []
+        self._request = "none"
+        self.credentials: dict[str, Any] = {}
+
+    async def ask(self, namespace: str, payload: dict[str, Any], *, patience_s: float = _PATIENCE_S) -> Received | None:
+        """Send a command; what it was answered by, if anything."""
+        self._transactions += 1
+        number = self._transactions
+        self._history.asked(self.number, namespace, payload, transaction_id=number, at=time.time())
+        asked_in = len(self.client.inbox)
+        fields = {name: value for name, value in payload.items() if name != "action"}
+        with suppress(TimeoutError, WebSocketException, OSError):
+            async with asyncio.timeout(patience_s):
+                await self.client.send(payload["action"], namespace=namespace, transaction_id=number, **fields)
+
+        def answers() -> list[Received]:
+            return [frame for frame in self.client.inbox[asked_in:] if frame.transaction_id == number]
+
+        async def answer() -> None:
+            async with self.client._arrived:
+                await self.client._arrived.wait_for(lambda: bool(answers()))
+
+        answering = asyncio.create_task(answer())
+        await asyncio.wait({answering, self._watching}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
+        found = answers()
+        return found[0] if found else None
+
+    async def some_command(self, chance: random.Random) -> None:
+        """Ask for this or that."""
+        await self.ask(*some_command(chance, self._command_ids, self._request))
+
+    async def leave(self, code: int) -> None:
+        """Close the connection with this code."""
+        self._is_left = True
+        try:
+            async with asyncio.timeout(_CONNECTING_S):
+                await self.client.close(code)
+        except TimeoutError:
+            self.client.connection.transport.abort()
+        await self._watching
+
+    def record(self) -> None:
+        """What has come since the last time goes into the history."""
+        for frame in self.client.inbox[self._recorded :]:
+            if self.is_done:
+                return
+            self._recorded += 1
+            if frame.namespace in _OF_THE_CONNECTION:
+                continue
+            self._history.delivered(
+                self.number, frame.namespace, frame.payload, frame.transaction_id, at=frame.at + self._offset_s
+            )
+            if (command_id := frame.payload.get("command_id")) is not None:
+                self._command_ids.append(command_id)
+            if frame.message == "unmute_requested":
+                self._request = frame.payload["request_id"]
+            if frame.message == "credentials":
+                self.credentials = frame.payload
+            self.is_done = self.ends_with(frame)
+
+    async def _until_closed(self) -> None:
+        await self.client.connection.wait_closed()
+        self.goes_on = False
+        ended_at = time.time()
+        reading = self.client._reading
+        assert reading is not None
+        await reading
+        self.record()
+        if not self.is_done:
+            outage_at = None if self._is_left else self.node.outage_before(ended_at)
+            ended_at = ended_at if outage_at is None else outage_at
+            self._history.ended(self.number, None, at=ended_at)
+        self._bell.ring()
 
 
 class Person:
     """
     Somebody in a meeting, over all their sessions.
 
-    Args:
-        enter: Told of their name, room and credentials for LiveKit at each join.
+    Attributes:
+        seat: Their newest session, if there was any.
+        seats: Those that go on, and those that were not looked at since they ended.
+        joins: How many there were.
     """
 
     def __init__(
@@ -38,85 +142,51 @@ class Person:
         name: str,
         nodes: Sequence[Node],
         history: History,
+        bell: Bell,
         *,
         chance: random.Random,
-        enter: Entering,
         pause_s: float,
+        voice: Voice | None = None,
     ) -> None:
         self.room, self.name = room, name
-        self.role = PEOPLE.get(name, Role.MODERATOR if name == WATCHER else Role.USER)
-        self.node: Node | None = None
+        moderates = name not in PEOPLE and not name.startswith("guest")
+        self.role = Role.MODERATOR if moderates else PEOPLE.get(name, Role.USER)
+        self.seat: Seat | None = None
+        self.seats: list[Seat] = []
         self.joins = 0
         self._nodes = nodes
         self._history = history
+        self._bell = bell
         self._chance = chance
-        self._enter = enter
         self._pause_s = pause_s
-        self._client: SignalingClient | None = None
-        self._session = -1
-        self._recorded = 0
-        self._transactions = 0
-        self._command_ids: list[str] = []
-        self._request = "none"
-        self._offset_s = 0.0
+        self._voice = voice
 
     @property
     def is_in(self) -> bool:
-        """Whether they are connected, as far as they know."""
-        return self._client is not None
+        """Whether they are connected."""
+        return self.seat is not None and self.seat.goes_on
 
     async def live(self, quiet: asyncio.Event, over: asyncio.Event) -> None:
         """Come, act until it is to be quiet, stay until it is over."""
-        self._offset_s = time.time() - asyncio.get_running_loop().time()
         while not over.is_set():
-            if self._client is None and not await self._come():
-                await asyncio.sleep(self._chance.uniform(0.2, 1))
+            if not self.is_in:
+                if not await self.come():
+                    await self._bell.until(over.is_set, self._chance.uniform(0.2, 1))
                 continue
             if quiet.is_set():
-                await self._stay(over)
+                await self._bell.until(lambda: over.is_set() or not self.is_in, 1)
             else:
-                await asyncio.sleep(self._chance.expovariate(1 / self._pause_s))
-                if not quiet.is_set() and not over.is_set():
+                await self._bell.until(quiet.is_set, self._chance.expovariate(1 / self._pause_s))
+                if not quiet.is_set():
                     await self._act()
-            self._look_whether_over()
-        self._record()
 
-    async def close(self) -> None:
-        """Be gone."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
-
-    async def ask(self, namespace: str, payload: dict[str, Any], *, patience_s: float = _PATIENCE_S) -> bool:
-        """Send a command; whether anything came back."""
-        client = self._client
-        if client is None:
-            return False
-        self._transactions += 1
-        number = self._transactions
-        self._history.asked(self._session, namespace, payload, transaction_id=number, at=time.time())
-        asked_in = len(client.inbox)
-        fields = {name: value for name, value in payload.items() if name != "action"}
-        try:
-            async with asyncio.timeout(patience_s):
-                await client.send(payload["action"], namespace=namespace, transaction_id=number, **fields)
-                closed = asyncio.ensure_future(client.connection.wait_closed())
-                answered = asyncio.ensure_future(_answer(client, number, asked_in))
-                try:
-                    await asyncio.wait({closed, answered}, return_when=asyncio.FIRST_COMPLETED)
-                    return answered.done()
-                finally:
-                    closed.cancel()
-                    answered.cancel()
-                    await asyncio.gather(closed, answered, return_exceptions=True)
-        except (TimeoutError, WebSocketException, OSError):
-            return False
-
-    async def _come(self) -> bool:
-        up = [node for node in self._nodes if node.is_up]
-        if not up:
-            return False
-        node = self._chance.choice(up)
+    async def come(self, *, node: Node | None = None) -> bool:
+        """Connect to a node, and join; whether that came to anything."""
+        up = [each for each in self._nodes if each.is_up]
+        if node is None:
+            if not up:
+                return False
+            node = self._chance.choice(up)
         who = Participant(ParticipantId(self.name), self.role, display_name=self.name.title())
         client = SignalingClient(node.url, make_ticket(KEY, "HS256", who, self.room))
         session = self._history.joining(self.room, self.name, at=time.time(), node=node.name, extensions=_EXTENSIONS)
@@ -128,79 +198,56 @@ class Person:
             if refused.error == "banned":
                 self._history.kept_out(session, "banned", at=time.time())
             return False
-        except (TimeoutError, NotTold, WebSocketException, InvalidHandshake, OSError):
+        except (TimeoutError, NotTold, WebSocketException, OSError):
             if client._connection is not None:
                 client.connection.transport.abort()
+                await client.close()
             return False
         self._history.joined(session, at=time.time())
-        self._client, self._session, self.node, self._recorded = client, session, node, 0
+        self.seat = Seat(session, node, client, self._bell, self._history)
+        self.seats.append(self.seat)
         self.joins += 1
-        if "livekit" in welcome:
-            self._enter(self.name, self.room, welcome["livekit"])
+        if "livekit" in welcome and self._voice is not None:
+            self._voice.allow(welcome["livekit"])
         return True
 
+    async def close(self) -> None:
+        """Be gone."""
+        await asyncio.gather(*(seat.leave(1000) for seat in self.seats))
+
     async def _act(self) -> None:
-        chance = self._chance
-        what = chance.random()
+        if self.seat is None or not self.seat.goes_on:
+            return
+        chance, what = self._chance, self._chance.random()
         if self.name != WATCHER and what < 0.04:
-            await self._go(1000)
+            await self.seat.leave(1000)
+            if self._voice is not None:
+                self._voice.leave()
         elif self.name != WATCHER and what < 0.08:
-            await self._go(4321)  # a place is kept for who goes like that
+            await self.seat.leave(4321)  # a place is kept for who goes like that
+        elif self.name != WATCHER and what < 0.1:
+            await self.come()  # on another node, perhaps, while the first connection is there
+        elif self.name in {WATCHER, *PEOPLE}:
+            await self.seat.some_command(chance)
         else:
-            namespace, payload = some_command(chance, self._command_ids, self._request)
-            if self.name not in {WATCHER, *PEOPLE}:
-                namespace, payload = "control", {"action": chance.choice(["raise_hand", "lower_hand"])}
-            await self.ask(namespace, payload)
+            await self.seat.ask("control", {"action": chance.choice(["raise_hand", "lower_hand"])})
 
-    async def _go(self, code: int) -> None:
-        client = self._client
-        if client is None:
+    async def look(self) -> None:
+        """What has come is recorded, and LiveKit is joined by it, or with what is asked for."""
+        for seat in self.seats:
+            seat.record()
+        self.seats = [seat for seat in self.seats if seat.goes_on]
+        if self._voice is None or self.seat is None:
             return
-        try:
-            async with asyncio.timeout(_CONNECTING_S):
-                await client.close(code)
-        except TimeoutError:
-            client.connection.transport.abort()
-        self._has_ended()
-
-    async def _stay(self, over: asyncio.Event) -> None:
-        assert self._client is not None
-        gone = asyncio.ensure_future(self._client.connection.wait_closed())
-        waiting = asyncio.ensure_future(over.wait())
-        await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        waiting.cancel()
-        await asyncio.gather(gone, waiting, return_exceptions=True)
-
-    def _look_whether_over(self) -> None:
-        if self._client is not None and self._client.connection.close_code is not None:
-            self._has_ended()
-        elif self._client is not None:
-            self._record()
-
-    def _has_ended(self) -> None:
-        self._record()
-        self._history.ended(self._session, None, at=time.time())
-        self._client = None
-
-    def _record(self) -> None:
-        """What has come since the last time goes into the history."""
-        if self._client is None:
-            return
-        for frame in self._client.inbox[self._recorded :]:
-            self._recorded += 1
-            self._history.delivered(
-                self._session, frame.namespace, frame.payload, frame.transaction_id, at=frame.at + self._offset_s
-            )
-            if (command_id := frame.payload.get("command_id")) is not None:
-                self._command_ids.append(command_id)
-            if frame.message == "unmute_requested":
-                self._request = frame.payload["request_id"]
-
-
-async def _answer(client: SignalingClient, number: int, since: int) -> None:
-    async with client._arrived:
-        await client._arrived.wait_for(lambda: any(frame.transaction_id == number for frame in client.inbox[since:]))
+        if self.seat.credentials:
+            self._voice.allow(self.seat.credentials)
+            self.seat.credentials = {}
+        elif self._voice.wants_credentials and self.is_in:
+            self._voice.wants_credentials = False
+            with suppress(TimeoutError, WebSocketException, OSError):
+                async with asyncio.timeout(_CONNECTING_S):
+                    await self.seat.client.send("create_new_access_token")
+        self._voice.look(is_wanted=self.is_in)
 
 
 def names(size: int) -> list[str]:

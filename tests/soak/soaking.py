@@ -4,379 +4,326 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Final
 
-from livekit.protocol.models import TrackSource
-
-from signaling import Role
-from signaling.core.changes import Entered
-from signaling.core.participants import Source
-from signaling.core.policy import publishable
-from signaling.core.state import MeetingState
+from signaling.core.changes import Entered, HandSet
 from signaling.identifiers import ParticipantId, RoomId
+from signaling.messages.base import Namespace
 from signaling.stores import open_store
-from signaling.stores.contract import Commit, Store
-from signaling.stores.contract import Fault as StoreFault
-from signaling.testing.fake_room_service import FakeRoomService
-from signaling.testing.participants import JoinRefused, PublishRefused
+from signaling.stores.contract import Store
+from signaling.testing.client import Received
 from tests.histories.checking import CLOCKS_S, violations
+from tests.histories.nodes import WATCHER
 from tests.histories.recording import History
 from tests.meetings.serving import KEY
 from tests.redis_server import RedisServer
-from tests.soak.node import Node
+from tests.soak.bell import Bell
+from tests.soak.controller import TOKEN, control
+from tests.soak.hearing import ONE_NODE_S, Hearing
+from tests.soak.node import Node, Size
 from tests.soak.people import Person, names
-from tests.soak.plan import Fault, plan
+from tests.soak.plan import LASTS_S, NEEDED, SHOWN_BY, Fault, Sight, plan
+from tests.soak.report import Report
+from tests.soak.sound import Sound
+from tests.soak.trouble import Trouble
+from tests.soak.witness import Witness
 
-_IN_TURN_S: Final = 4
-_SETTLES_S: Final = 15.0
-"""A lease, the deadline of what is told LiveKit, and a sweep."""
-_SAMPLE_S: Final = 0.25
-_POLL_S: Final = 0.02
-_SLOW_S: Final = 1.5
-_BETWEEN_S: Final = 3.0
-"""Between two faults at least, so that what one leaves behind is seen; one that is steered for may take longer."""
-_NODES: Final = 3
-_APPENDS: Final = b'"revision":'
-"""What is in a commit on its way to Redis, and in no other request."""
-_TELLS: Final = (b"UpdateParticipant", b"MutePublishedTrack", b"RemoveParticipant")
-
-
-@dataclass
-class Report:
-    """
-    What came of a soak.
-
-    Attributes:
-        seen: How often what must have been seen was.
-        commands: How many were acknowledged.
-        left_heard: Who can be heard in the end though the state forbids it.
-        longest_heard_s: For how long somebody could be who may not, at most, while there were faults.
-        grown: Of each node that has lived long enough: resident KiB, and open files, at first and in the end.
-    """
-
-    seed: int
-    seconds: float
-    people: int
-    rooms: int
-    faults: Counter[str] = field(default_factory=Counter)
-    seen: dict[str, int] = field(default_factory=dict)
-    commands: int = 0
-    joins: int = 0
-    commits: int = 0
-    wrong: list[str] = field(default_factory=list)
-    left_heard: list[str] = field(default_factory=list)
-    longest_heard_s: float = 0.0
-    grown: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
-
-    def of(self, check: str) -> list[str]:
-        """What this check found."""
-        return [each for each in self.wrong if each.startswith(f"{check}:")]
-
-    @property
-    def unseen(self) -> list[str]:
-        """What never came to pass, and should have."""
-        return [what for what, times in self.seen.items() if not times]
-
-    @property
-    def failures(self) -> list[str]:
-        """All because of which it is no success."""
-        return [
-            *(f"never seen: {what}" for what in self.unseen),
-            *self.wrong,
-            *(f"heard in the end: {who}" for who in self.left_heard),
-            *(f"broken: {what}" for what in self.broken),
-        ]
+NODES: Final = 3
+_COMING_S: Final = 120.0
+_SETTLES_S: Final = 30.0
+"""A lease, the deadline of what is told LiveKit, a sweep, and what a machine with other work adds."""
+_LAST_WORD_S: Final = 20.0
+_LOOKS_EVERY_S: Final = 0.25
+_LONG_AWAY_S: Final = 10.0
+_MEASURES_AFTER_S: Final = 10.0
+_ROUNDS: Final = 2
+"""How often what should have been seen is tried again."""
 
 
 class Soak:
-    """Everything that runs; `run` it once."""
+    """
+    Everything that runs; `run` it once.
+
+    Args:
+        directory: For the logs of all nodes, and Redis' file.
+        sound: What LiveKit is.
+        pause_s: How long people do nothing between two things, on average.
+    """
 
     def __init__(
-        self, directory: Path, *, seed: int, seconds: float, rooms: int = 30, room_size: int = 10, pause_s: float = 12
+        self,
+        directory: Path,
+        sound: Sound,
+        *,
+        seed: int,
+        seconds: float,
+        rooms: int = 30,
+        room_size: int = 10,
+        pause_s: float = 12,
+        say: Callable[[str], None],
     ) -> None:
-        self.report = Report(seed, seconds, rooms * room_size, rooms)
         self._directory = directory
-        self._chance = random.Random(seed)  # noqa: S311 - the same again, which no secret may be
+        self._sound = sound
+        self._chance = random.Random(f"{seed} what is by chance")  # noqa: S311 - the same again, which no secret may be
         self._rooms = [RoomId(f"room-{number}") for number in range(rooms)]
         self._room_size = room_size
         self._pause_s = pause_s
+        self._say = say
+        self._bell = Bell()
         self._history = History()
-        self._states = dict[RoomId, MeetingState]()
-        self._since: dict[tuple[str, str], float] = {}
         self._quiet, self._over = asyncio.Event(), asyncio.Event()
         self._people: list[Person] = []
         self._nodes: list[Node] = []
-        self._is_recorded = False
-        self._asking: list[asyncio.Task[bool]] = []
-        self._sizes: dict[str, tuple[float, tuple[int, int]]] = {}
+        self._sizes: dict[str, tuple[float, Size]] = {}
+        listened = sum(map(sound.listens_to, self._rooms))
+        self.report = Report(seed, seconds, rooms * room_size, rooms, NODES, sound.what, listened)
 
     async def run(self) -> Report:
         """From the beginning to the end of it."""
         async with AsyncExitStack() as stack:
-            self._redis = await stack.enter_async_context(RedisServer(self._directory / "redis", appendfsync="always"))
-            self._fake = await stack.enter_async_context(FakeRoomService())
-            follower = open_store(self._redis.url, audit_entries=1_000_000)
-            follower.listen(self._on_commit)
-            follower.listen_to_faults(self._on_fault)
-            await follower.open()
-            stack.push_async_callback(follower.close)
+            redis = RedisServer(self._directory / "redis", appendfsync="always")
+            await stack.enter_async_context(redis)
+            await stack.enter_async_context(self._sound.on(redis.port))
+            store = open_store(redis.url, audit_entries=1_000_000)
+            witness = Witness(store, self._history, self._bell)
+            await store.open()
+            stack.push_async_callback(store.close)
             for room in self._rooms:
-                follower.follow(room)
+                store.follow(room)
             settings = {
-                "LIVEKIT_API_KEY": self._fake.api_key,
-                "LIVEKIT_API_SECRET": self._fake.api_secret,
+                "LIVEKIT_API_KEY": self._sound.api_key,
+                "LIVEKIT_API_SECRET": self._sound.api_secret,
                 "MODERATION_TICKET_KEY": KEY,
+                "MODERATION_INTERNAL_TOKEN": TOKEN,
                 "MODERATION_RATE_PER_S": "1000",
                 "MODERATION_RATE_BURST": "1000",
             }
-            for number in range(_NODES):
-                node = Node(
-                    number,
-                    self._directory,
-                    settings,
-                    redis=self._redis.port,
-                    livekit=int(self._fake.url.rpartition(":")[2].strip("/")),
+            self._nodes += [
+                Node(
+                    *(number, self._directory, settings, self._bell),
+                    redis=redis.port,
+                    livekit=self._sound.port(number),
                     seed=self.report.seed + 10 * number,
                 )
-                self._nodes.append(await stack.enter_async_context(node))
-            await self._happen(follower)
-            self._count()
+                for number in range(NODES)
+            ]
+            await asyncio.gather(*(stack.enter_async_context(node) for node in self._nodes))
+            self._sound.report_to([node.internal_port for node in self._nodes])
+            trouble = Trouble(
+                *(self._nodes, redis, self._sound, self._rooms, witness, self._history, self._bell, self._chance)
+            )
+            stack.push_async_callback(trouble.end)
+            await self._happen(store, witness, trouble)
         _find_sessions(self._history)
-        self.report.wrong = await asyncio.to_thread(violations, self._history)
+        self._history.dump(self._directory / "history.jsonl")
+        self._say("checking what was recorded")
+        self.report.wrong += await asyncio.to_thread(violations, self._history)
+        self._count_commands()
         return self.report
 
-    async def _happen(self, follower: Store) -> None:
+    # --- What happens --------------------------------------------------------------------------------------------
+
+    async def _happen(self, store: Store, witness: Witness, trouble: Trouble) -> None:
+        seed = self.report.seed
         for room in self._rooms:
             for name in names(self._room_size):
-                chance = random.Random(f"{self.report.seed} {room} {name}")  # noqa: S311 - as above
+                chance = random.Random(f"{seed} {room} {name}")  # noqa: S311 - as above
                 person = Person(
-                    room,
-                    name,
-                    self._nodes,
-                    self._history,
+                    *(room, name, self._nodes, self._history, self._bell),
                     chance=chance,
-                    enter=self._enter_livekit,
                     pause_s=self._pause_s,
+                    voice=self._sound.voice(room, name),
                 )
                 self._people.append(person)
-        living = [asyncio.create_task(person.live(self._quiet, self._over)) for person in self._people]
-        watching = [asyncio.create_task(self._listen()), asyncio.create_task(self._measure())]
-        try:
-            async with asyncio.timeout(60):
-                while not all(person.joins for person in self._people):  # noqa: ASYNC110 - each is asked
-                    await asyncio.sleep(_SAMPLE_S)
-            await self._go_wrong()
-            await self._heal()
+        hearing = Hearing(self._sound, witness, lambda: trouble.is_on)
+        chance = random.Random(f"{seed} controller")  # noqa: S311 - as above
+        moving = self._pause_s * 10 / len(self._people)
+        async with asyncio.TaskGroup() as group:
+            living = [group.create_task(person.live(self._quiet, self._over)) for person in self._people]
+            controlling = group.create_task(control(self._people, self._nodes, chance, moving, self._quiet))
+            watching = [group.create_task(each) for each in (hearing.listen(), self._look(), self._measure())]
+            if not await self._bell.until(lambda: all(person.joins for person in self._people), _COMING_S):
+                raise TimeoutError("not everybody could come before anything was wrong")
+            await self._go_wrong(trouble)
+            self._say("waiting until all is well again")
             self._quiet.set()
-            await asyncio.sleep(_SETTLES_S)
-            self.report.left_heard = [f"{who} in {room}" for room, who in self._forbidden()]
-            self._over.set()
-            await asyncio.gather(*living)
-            await asyncio.sleep(1)
+            self._bell.ring()
+            self.report.moves = await controlling
+            await self._settle(witness, hearing)
+            self._say("having a last word in each meeting")
+            await self._say_last_words(witness)
             for room in self._rooms:
-                entries = await follower.audit(room, limit=1_000_000)
-                self._history.audited(room, reversed(entries))
-            self._is_recorded = True
-        finally:
-            for task in (*living, *watching, *self._asking):
+                self._history.audited(room, reversed(await store.audit(room, limit=1_000_000)))
+            await self._count(witness, hearing)
+            self._over.set()
+            self._bell.ring()
+            await asyncio.gather(*living)
+            for task in watching:
                 task.cancel()
-            ended = await asyncio.gather(*living, *watching, *self._asking, return_exceptions=True)
-            await asyncio.gather(*(person.close() for person in self._people))
-        for error in ended:
-            if isinstance(error, Exception):
-                raise error
+        await asyncio.gather(*(person.close() for person in self._people))
 
-    # --- Faults --------------------------------------------------------------------------------------------------
+    async def _go_wrong(self, trouble: Trouble) -> None:
+        began_at = time.monotonic()
+        faults = list(plan(self.report.seed, self.report.seconds, NODES))
+        needed = len(NEEDED)
+        for number, fault in enumerate(faults):
+            if number >= needed and time.monotonic() - began_at + LASTS_S[fault.kind] > self.report.seconds:
+                break
+            await self._have(trouble, fault)
+        for _ in range(_ROUNDS):
+            for kind in dict.fromkeys(SHOWN_BY[what] for what, times in self._seen().items() if not times):
+                await self._have(trouble, Fault(kind, self._chance.randrange(NODES), 1.0))
+        self.report.seconds = round(time.monotonic() - began_at)
 
-    async def _go_wrong(self) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        for fault in plan(self.report.seed, self.report.seconds, _NODES):
-            await asyncio.sleep(max(_BETWEEN_S, began + fault.at_s - loop.time()))
-            self.report.faults[fault.kind] += 1
-            await self._have(fault, self._nodes[fault.node])
-            await self._heal()
+    async def _have(self, trouble: Trouble, fault: Fault) -> None:
+        await asyncio.sleep(fault.after_s)
+        began_at = time.monotonic()
+        is_done = await trouble.have(fault)
+        self.report.faults[fault.kind] += is_done
+        outcome = "" if is_done else ", in vain"
+        self._say(f"{fault.kind} of node {fault.node} for {time.monotonic() - began_at:.1f} s{outcome}")
 
-    async def _have(self, fault: Fault, node: Node) -> None:  # noqa: PLR0915 - a case for each kind
-        match fault.kind:
-            case "answer_lost":
-                node.redis.lose_answer(lambda request: _APPENDS in request)
-                await asyncio.sleep(fault.for_s)
-            case "node_killed_in_turn":
-                await self._until_in_turn(node)
-                await node.kill()
-                node.livekit.delay()
-                await asyncio.sleep(fault.for_s)
-                await node.start()
-            case "node_killed":
-                await node.kill()
-                await asyncio.sleep(fault.for_s)
-                await node.start()
-            case "node_paused_in_turn":
-                room = await self._until_in_turn(node)
-                before = self._taken_over(room)
-                node.pause()
-                for other in self._nodes:  # whoever takes over is still at it when this one goes on
-                    other.livekit.delay(answers_s=_SLOW_S)
-                self._have_somebody_ask(room)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(fault.for_s):
-                        while self._taken_over(room) == before:  # noqa: ASYNC110 - it is another process
-                            await asyncio.sleep(_POLL_S)
-                node.resume()
-                await asyncio.sleep(_SLOW_S)
-            case "node_paused":
-                node.pause()
-                await asyncio.sleep(fault.for_s)
-                node.resume()
-            case "node_without_redis":
-                node.redis.refuse()
-                node.redis.drop()
-                await asyncio.sleep(fault.for_s)
-            case "redis_killed":
-                await self._redis.kill()
-                await asyncio.sleep(fault.for_s)
-                await self._redis.start()
-            case "redis_paused":
-                self._redis.pause()
-                await asyncio.sleep(fault.for_s)
-                self._redis.resume()
-            case "redis_dropped":
-                node.redis.drop()
-            case "redis_delayed":
-                node.redis.delay(0.05, 0.05)
-                await asyncio.sleep(fault.for_s)
-            case "redis_request_halved" | "redis_answer_halved":
-                node.redis.halve(answers=fault.kind == "redis_answer_halved")
-                await asyncio.sleep(fault.for_s)
-            case "redis_stalled":
-                node.redis.stall()
-                await asyncio.sleep(fault.for_s)
-            case "livekit_refused":
-                node.livekit.refuse()
-                node.livekit.drop()
-                await asyncio.sleep(fault.for_s)
-            case "livekit_stalled":
-                node.livekit.stall()
-                await asyncio.sleep(fault.for_s)
-            case "livekit_killed":
-                await self._fake.offline()
-                self._fake.crash()
-                await asyncio.sleep(fault.for_s)
-                await self._fake.online()
-            case _:
-                assert_never(fault.kind)
+    async def _settle(self, witness: Witness, hearing: Hearing) -> None:
+        """Wait until everybody is in, nothing is being carried out, and nobody is heard who may not be."""
 
-    async def _heal(self) -> None:
-        for node in self._nodes:
-            await node.redis.heal()
-            await node.livekit.heal()
-
-    async def _until_in_turn(self, node: Node) -> RoomId:
-        """Return when a node waits for LiveKit in the middle of a command, with the room."""
-        node.livekit.delay(answers_s=_SLOW_S)
-        while True:
-            moderators = [
-                person
-                for person in self._people
-                if person.is_in and person.node is node and person.role is Role.MODERATOR
-            ]
-            if not moderators:
-                await asyncio.sleep(_SAMPLE_S)
-                continue
-            person = self._chance.choice(moderators)
-            is_told = asyncio.create_task(
-                node.livekit.until_asked(lambda request: any(name in request for name in _TELLS))
+        def is_well() -> bool:
+            is_staged = any(witness.staged(room) for room in self._rooms)
+            return not (is_staged or hearing.forbidden) and all(
+                _is_in_or_banned(person, witness) for person in self._people
             )
-            action = self._chance.choice(["restrict", "unrestrict"])
-            asking = asyncio.create_task(
-                person.ask("livekit_moderation", {"action": action, "source": "microphone"}, patience_s=25)
-            )
-            self._asking.append(asking)
-            done, _ = await asyncio.wait({is_told}, timeout=_IN_TURN_S)
-            if done:
-                return person.room
-            is_told.cancel()
-            await asyncio.gather(is_told, return_exceptions=True)
 
-    def _have_somebody_ask(self, room: RoomId) -> None:
-        """Somebody on a node that is up commands, so that the turn is wanted."""
-        for person in self._people:
-            if person.room == room and person.role is Role.MODERATOR and person.node is not None and person.node.is_up:
-                asking = person.ask("livekit_moderation", {"action": "set_presenter"}, patience_s=20)
-                self._asking.append(asyncio.create_task(asking))
+        async with asyncio.timeout(2 * _SETTLES_S):
+            well_since, began_at = None, time.monotonic()
+            while time.monotonic() - began_at < _SETTLES_S:
+                await asyncio.sleep(_LOOKS_EVERY_S)
+                if not is_well():
+                    well_since = None
+                elif well_since is None:
+                    well_since = time.monotonic()
+                elif time.monotonic() - well_since > 1:
+                    break
+        self.report.left_heard = [f"{who} in {room}" for room, who in hearing.forbidden]
+        self.report.wrong += [
+            f"not_in: {person.name} could not come back to {person.room}"
+            for person in self._people
+            if not _is_in_or_banned(person, witness)
+        ]
 
-    def _taken_over(self, room: RoomId) -> int:
-        return sum(node.turns_taken_over(room) for node in self._nodes)
+    async def _say_last_words(self, witness: Witness) -> None:
+        """
+        In each meeting one command is told to everybody in it, and there the record ends.
+
+        Who has been told of it has been told of all before it; what comes later may be on its way still.
+        """
+        said = await asyncio.gather(*(self._say_last_word(room, witness) for room in self._rooms))
+        self.report.wrong += [f"last_word: {what}" for found in said for what in found]
+
+    async def _say_last_word(self, room: RoomId, witness: Witness) -> list[str]:
+        here = [person for person in self._people if person.room == room]
+        speakers = [person.seat for person in here if person.name == WATCHER and person.is_in]
+        if not speakers or speakers[0] is None:
+            return [f"nobody is left in {room} who could say it"]
+        seats = [(person.name, seat) for person in here for seat in person.seats if seat.goes_on]
+        for _, seat in seats:
+            seat.record()
+        await speakers[0].ask("control", {"action": "raise_hand"})
+        for _, seat in seats:
+            seat.ends_with = _is_last_word
+        before, began_at = len(self._history.log[room]), time.time()
+        await speakers[0].ask("control", {"action": "lower_hand"})
+        is_kept = await self._bell.until(lambda: self._keep_until_last_word(room, before), _LAST_WORD_S)
+        witness.end(room)
+        await self._bell.until(lambda: all(seat.is_done or not seat.goes_on for _, seat in seats), _LAST_WORD_S)
+        self._forget_who_came(room, began_at, {seat.number for _, seat in seats})
+        untold = [f"{name} in {room} was not told" for name, seat in seats if seat.goes_on and not seat.is_done]
+        return untold if is_kept else [f"the log of {room} does not have it", *untold]
+
+    def _keep_until_last_word(self, room: RoomId, after: int) -> bool:
+        log = self._history.log[room]
+        for index in range(after, len(log)):
+            if any(isinstance(each, HandSet) and _is_lowered(each) for each in log[index].entry.changes):
+                del log[index + 1 :]
+                return True
+        return False
+
+    def _forget_who_came(self, room: RoomId, since: float, known: set[int]) -> None:
+        """Who came since then is in no record."""
+        for number, sitting in enumerate(self._history.sittings):
+            if sitting.room == room and sitting.asked_at >= since and number not in known:
+                self._history.sittings[number] = replace(sitting, joined_at=None)
 
     # --- What is seen --------------------------------------------------------------------------------------------
 
-    def _on_commit(self, commit: Commit) -> None:
-        if self._is_recorded:
-            return  # of people who go because all is over
-        self.report.commits += 1
-        self._history.committed(commit.entry)
-        self._states[commit.entry.room] = commit.record.state
-
-    def _on_fault(self, fault: StoreFault) -> None:
-        self.report.broken.append(f"who only follows was told {fault}")
-
-    def _enter_livekit(self, name: str, _room: str, credentials: dict[str, Any]) -> None:
-        with suppress(JoinRefused, PublishRefused):
-            self._fake.join(str(credentials["room"]), name, token=str(credentials["token"]))
-            self._fake.publish(str(credentials["room"]), name, "microphone")
-
-    async def _listen(self) -> None:
-        """Who can be heard though the state forbids it, and for how long."""
+    async def _look(self) -> None:
         while True:
-            now = time.monotonic()
-            heard = set(self._forbidden())
-            self._since = {who: self._since.get(who, now) for who in heard}
-            longest = max((now - since for since in self._since.values()), default=0.0)
-            self.report.longest_heard_s = max(self.report.longest_heard_s, longest)
-            await asyncio.sleep(_SAMPLE_S)
-
-    def _forbidden(self) -> list[tuple[str, str]]:
-        found = []
-        for name in self._fake.rooms:
-            state = self._states.get(RoomId(name))
-            if state is None:
-                continue
-            for someone in self._fake.participants(name):
-                is_heard = any(track.source == TrackSource.MICROPHONE and not track.muted for track in someone.tracks)
-                if is_heard and Source.MICROPHONE not in publishable(ParticipantId(someone.identity), state):
-                    found.append((name, someone.identity))
-        return found
+            await asyncio.sleep(_LOOKS_EVERY_S)
+            await asyncio.gather(*(person.look() for person in self._people))
+            self._bell.ring()
 
     async def _measure(self) -> None:
         while True:
-            await asyncio.sleep(10)
+            await asyncio.sleep(_MEASURES_AFTER_S)
             for node in self._nodes:
-                if node.is_up and (size := node.size()):
-                    self._sizes.setdefault(f"{node.name}, process {node.pid}", (time.monotonic(), size))
+                if node.is_up and (life := _life(node)) not in self._sizes and (size := await node.size()) is not None:
+                    self._sizes[life] = time.monotonic(), size
 
-    def _count(self) -> None:
-        report = self.report
-        for node in self._nodes:
-            first = self._sizes.get(f"{node.name}, process {node.pid}")
-            if first is not None:
-                report.grown[node.name] = (first[1], node.size())
-            report.broken += [f"{node.name}: {what}" for what in node.broken]
+    def _seen(self) -> dict[Sight, int]:
         seen = sum((node.seen for node in self._nodes), Counter[str]())
-        report.seen = {
+        long_away = [away_s for node in self._nodes for away_s in node.away_s if away_s >= _LONG_AWAY_S]
+        return {
             "a turn taken over": seen["turn_taken_over"],
             "a commit refused by its fence": seen["commit_refused_by_fence"],
             "a staged decision finished by another node": seen["staged_command_finished"],
             "a lost answer repeated": seen["commit_repeated"],
-            "a node without Redis for 10 s": sum(away >= 10 for node in self._nodes for away in node.away_s),
+            "a node without Redis for 10 s": len(long_away),
         }
-        report.commands = sum(frame.answer is not None for frame in self._history.frames)
+
+    async def _count(self, witness: Witness, hearing: Hearing) -> None:
+        report = self.report
+        for node in self._nodes:
+            known, size = self._sizes.get(_life(node)), await node.size()
+            if known is not None and size is not None:
+                report.grown[node.name] = time.monotonic() - known[0], known[1], size
+            report.broken += [f"{node.name}: {what}" for what in node.broken]
+            report.webhooks += await node.webhooks()
+        report.broken += witness.broken
+        report.seen = {str(what): times for what, times in self._seen().items()}
+        report.commits = witness.commits
         report.joins = sum(person.joins for person in self._people)
+        report.beyond = [f"{who}, longer than {ONE_NODE_S:g} s" for who in hearing.beyond]
+        report.heard_times = hearing.times
+        report.longest_s, report.longest_without_s = hearing.longest_s, hearing.longest_without_s
+
+    def _count_commands(self) -> None:
+        answers = [frame.answer for frame in self._history.frames]
+        self.report.unanswered = sum(answer is None for answer in answers)
+        self.report.refused = sum(answer is not None and "error" in answer.payload for answer in answers)
+        self.report.acknowledged = len(answers) - self.report.unanswered - self.report.refused
+
+
+def _life(node: Node) -> str:
+    return f"{node.name}, process {node.pid}"
+
+
+def _is_in_or_banned(person: Person, witness: Witness) -> bool:
+    state = witness.states.get(person.room)
+    return person.is_in or (state is not None and ParticipantId(person.name) in state.bans)
+
+
+def _is_lowered(change: HandSet) -> bool:
+    return change.participant == WATCHER and not change.up
+
+
+def _is_last_word(frame: Received) -> bool:
+    """Whether it tells, to whoever did it or to others, that the hand of who stays until the end is down."""
+    if frame.namespace != Namespace.CONTROL:
+        return False
+    is_others = frame.message == "update" and frame.payload["id"] == WATCHER
+    return frame.message == "hand_lowered" or (is_others and not frame.payload["control"]["hand_is_up"])
 
 
 def _find_sessions(history: History) -> None:
@@ -394,29 +341,3 @@ def _find_sessions(history: History) -> None:
         if len(entered) == 1:
             [(revision, key)] = entered
             history.sittings[number] = replace(sitting, key=key, revision=revision)
-
-
-def table(report: Report) -> Sequence[str]:
-    """The figures, as a table in Markdown."""
-    lost = report.of("audited_once") + report.of("answered_after_commit")
-    disorder = report.of("told_in_order")
-    others = [each for each in report.wrong if each not in lost and each not in disorder]
-    rows = [
-        ("seed, seconds of faults", f"{report.seed}, {report.seconds:g}"),
-        ("people, rooms, nodes", f"{report.people}, {report.rooms}, {_NODES}"),
-        *((f"fault: {kind.replace('_', ' ')}", times) for kind, times in sorted(report.faults.items())),
-        *((f"seen: {what}", times) for what, times in report.seen.items()),
-        ("sessions", report.joins),
-        ("commits", f"{report.commits:,}"),
-        ("commands acknowledged", f"{report.commands:,}"),
-        ("of those lost, answered before their commit, or otherwise than kept", len(lost)),
-        ("sessions with events left out, twice or out of order", len(disorder)),
-        ("meetings that no order of the commands explains, and logs with gaps", len(others)),
-        ("people heard in the end who may not be", len(report.left_heard)),
-        ("longest that somebody could be heard who may not, under faults", f"{report.longest_heard_s:.1f} s"),
-        *(
-            (f"{name}: memory, open files of its last life", f"{a[0]:,} → {b[0]:,} KiB, {a[1]} → {b[1]}")
-            for name, (a, b) in report.grown.items()
-        ),
-    ]
-    return ["| what | figure |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows)]
