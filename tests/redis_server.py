@@ -155,16 +155,20 @@ class RedisServer(redis_server.RedisServer):
 class Sentinel:
     """A `redis-server --sentinel` that watches a master, alone; an asynchronous context manager."""
 
-    def __init__(self, directory: Path, master: RedisServer, *, down_after_s: float = 0.5) -> None:
+    def __init__(
+        self, directory: Path, master: RedisServer, *, down_after_s: float = 0.5, password: str | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / "sentinel.conf"
         self.port = redis_server.free_port()
+        self._password = password
         self._file.write_text(
             f"bind {_HOST}\nport {self.port}\ndir {directory}\n"
             f"sentinel monitor {_SERVICE} {_HOST} {master.port} 1\n"
             f"sentinel down-after-milliseconds {_SERVICE} {round(down_after_s * 1000)}\n"
             f"sentinel failover-timeout {_SERVICE} 3000\n"
             + (f"sentinel auth-pass {_SERVICE} {master.password}\n" if master.password else "")
+            + (f"requirepass {password}\n" if password else "")
         )
 
     async def __aenter__(self) -> Self:
@@ -182,7 +186,7 @@ class Sentinel:
 
     async def ask(self, *words: str | int) -> Answer:
         """One command, by hand."""
-        return await _ask(self.port, words)
+        return await _ask(self.port, words, password=self._password)
 
     async def master_port(self) -> int:
         """Of whom it takes for the master."""
@@ -208,7 +212,9 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(directory: Path, *, password: str | None = None) -> AsyncIterator[Watched]:
+async def watched(
+    directory: Path, *, password: str | None = None, sentinel_password: str | None = None
+) -> AsyncIterator[Watched]:
     """One master, one replica, one Sentinel."""
     async with (
         RedisServer(directory / "master", password=password) as master,
@@ -217,7 +223,7 @@ async def watched(directory: Path, *, password: str | None = None) -> AsyncItera
         async with asyncio.timeout(_READY_S):
             while "master_link_status:up" not in str(await replica.ask("INFO", "replication")):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(_POLL_S)
-        async with Sentinel(directory / "sentinel", master) as sentinel:
+        async with Sentinel(directory / "sentinel", master, password=sentinel_password) as sentinel:
             await sentinel.until_it_knows_the_replica()
             yield Watched(f"redis+sentinel://{_HOST}:{sentinel.port}/{_SERVICE}/0", master, replica, sentinel)
 

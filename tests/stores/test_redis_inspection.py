@@ -1,6 +1,7 @@
 """Getting to Redis in each of the ways that a URL can name, and refusing what is not fit, by the name of the fault."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,12 +11,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from signaling.errors import ConfigurationError, StoreError
-from signaling.identifiers import NodeId, RoomId
+from signaling.identifiers import NodeId, RoomId, new_command_id
 from signaling.stores.contract import Commit, Kept
-from signaling.stores.redis import RedisStore
+from signaling.stores.redis import RedisStore, news, scripts
 from signaling.stores.redis.address import FORMS, Address
+from signaling.stores.redis.link import Link
+from signaling.stores.redis.scripts import Script
 from signaling.testing.redis_server import free_port
 from tests.core.meetings import BOARD
+from tests.docs.pages import blocks
+from tests.fault_proxy import FaultProxy
 from tests.redis_server import Certificate, RedisServer, Watched, clustered, watched
 from tests.stores.logs import commit, record
 
@@ -92,6 +97,10 @@ async def refusal(url: str, kind: type[Exception] = ConfigurationError) -> str:
             "rediss+sentinel://:p@a,b:7,[::1]/ours/2",
             Address("sentinel", (("a", 26379), ("b", 7), ("::1", 26379)), 2, "ours", has_tls=True, password="p"),
         ),
+        (
+            "redis+sentinel://a/ours?sentinel_password=p%2Bq&sentinel_username=u",
+            Address("sentinel", (("a", 26379),), service="ours", sentinel_username="u", sentinel_password="p+q"),
+        ),
         ("redis+cluster://a,b:7000", Address("cluster", (("a", 6379), ("b", 7000)))),
         ("rediss+cluster://a", Address("cluster", (("a", 6379),), has_tls=True)),
     ],
@@ -125,6 +134,9 @@ def test_a_url_names_where_it_is_and_how_to_get_in(url: str, address: Address) -
         f"redis+sentinel://:{SECRET}@a,/ours",
         f"redis+sentinel://:{SECRET}@a/ours/first",
         f"redis+sentinel://:{SECRET}@a/ours/0/1",
+        f"redis+sentinel://:{SECRET}@a/ours?sentinel_username=u",
+        f"redis+sentinel://:{SECRET}@a/ours?sentinel_password=",
+        f"redis://cache?sentinel_password={SECRET}",
         f"redis+cluster://:{SECRET}@a,b/1",
         f"redis+unix://:{SECRET}@a",
         f"valkey://:{SECRET}@a",
@@ -139,9 +151,10 @@ def test_any_other_url_is_refused_with_the_forms_and_without_the_password(url: s
 
 
 def test_an_address_is_told_without_the_password() -> None:
-    address = Address.of(f"redis+sentinel://u:{SECRET}@a,[::1]:7/ours")
+    address = Address.of(f"redis+sentinel://u:{SECRET}@a,[::1]:7/ours?sentinel_password={SECRET}-too")
     assert str(address) == "Redis at a:26379,[::1]:7 by the name ours"
     assert SECRET not in repr(address)
+    assert SECRET not in address.without_passwords(f"ERR unknown command AUTH {SECRET} {SECRET}-too")
 
 
 # --- What is not fit ---------------------------------------------------------------------------------------------
@@ -203,6 +216,66 @@ async def test_nobody_listening_is_told_with_the_place(url_of: Callable[[str], s
     assert f"no answer from Redis at {where}" in await refusal(url_of(where), StoreError)
 
 
+async def test_a_server_that_repeats_what_it_was_told_gives_away_no_password() -> None:
+    async def repeat(reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> None:
+        while said := await reading.read(1000):
+            writing.write(b"-ERR unknown: %b\r\n" % said.replace(b"\r\n", b" "))
+        writing.close()
+
+    async with await asyncio.start_server(repeat, "127.0.0.1", 0) as server:
+        assert "AUTH" in await refusal(f"redis://:{SECRET}@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+@pytest.mark.parametrize("ca_certs", ["/nowhere/ca.pem", __file__])
+async def test_a_file_without_certificates_is_refused_by_its_name(ca_certs: str) -> None:
+    assert f"ssl_ca_certs, {ca_certs}: " in await refusal(f"rediss://:{SECRET}@cache?ssl_ca_certs={ca_certs}")
+
+
+async def test_a_form_that_it_has_not_is_refused_with_the_one_that_it_has(tmp_path: Path) -> None:
+    async with watched(tmp_path / "watched") as several:
+        where, sentinel = f"127.0.0.1:{several.master.port}", f"127.0.0.1:{several.sentinel.port}"
+        assert "is no cluster; name it by redis://" in await refusal(f"redis+cluster://{where}")
+        assert "is no Sentinel; name it by redis://" in await refusal(f"redis+sentinel://{where}/meetings")
+        assert "is a Sentinel; name it by redis+sentinel://" in await refusal(f"redis://{sentinel}")
+        assert "knows nothing by that name" in await refusal(f"redis+sentinel://{sentinel}/another")
+    async with clustered(tmp_path / "clustered") as cluster:
+        url = f"redis://127.0.0.1:{cluster.nodes[0].port}"
+        assert "is one of a cluster; name it by redis+cluster://" in await refusal(url)
+
+
+async def test_a_wrong_password_is_refused_whatever_the_form(tmp_path: Path) -> None:
+    async with watched(tmp_path, password="another", sentinel_password="third") as several:
+        sentinel = f"127.0.0.1:{several.sentinel.port}/meetings"
+        for own in ("", f"?sentinel_password={SECRET}"):
+            text = await refusal(f"redis+sentinel://:another@{sentinel}{own}")
+            assert "the Sentinel refuses sentinel_username or sentinel_password" in text
+        text = await refusal(f"redis+sentinel://:{SECRET}@{sentinel}?sentinel_password=third")
+        assert "refuses the user name or password" in text
+        text = await refusal(f"redis+cluster://:{SECRET}@127.0.0.1:{several.master.port}")
+        assert "refuses the user name or password" in text
+
+
+async def test_a_subscription_that_is_not_answered_ends_the_start(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(news, "STARTS_S", 0.1)
+    async with FaultProxy(int(redis_url.rpartition(":")[2].partition("/")[0])) as proxy:
+        link = Link(
+            Address.of(f"redis://127.0.0.1:{proxy.port}"), on_back=nothing, on_long_away=nothing, long_s=LIMIT_S
+        )
+        link.open()
+        proxy.stall()
+        heard = news.News(link, on_commit=lambda *_: None, on_turn=lambda _: None, on_subscribed=nothing)
+        with pytest.raises(StoreError, match=r"^MODERATION_STORE_URL: Redis at .* has not taken a subscription"):
+            await heard.start()
+        await heard.close()
+        await link.close()
+
+
+def nothing() -> None:
+    """Whoever is told this does nothing about it."""
+
+
 async def test_a_replica_is_refused(tmp_path: Path) -> None:
     async with watched(tmp_path) as several:
         assert "read-only replica" in await refusal(several.replica.url)
@@ -261,6 +334,45 @@ async def test_a_user_gets_in_with_a_password(tmp_path: Path) -> None:
             await exchange(*nodes, BOARD)
 
 
+def listed_rights() -> list[str]:
+    """What the documentation says that a user needs."""
+    [found] = [block.text for block in blocks() if block.text.startswith("ACL SETUSER")]
+    return found.split()[2:]
+
+
+async def test_a_user_needs_each_of_the_rights_that_are_listed_and_no_more(tmp_path: Path) -> None:
+    async with RedisServer(tmp_path) as redis:
+        user, *listed = listed_rights()
+        words = [f">{SECRET}" if word == ">PASSWORD" else word for word in listed]
+        await redis.ask("ACL", "SETUSER", user, *words)
+        url = f"redis://{user}:{SECRET}@127.0.0.1:{redis.port}/0"
+        async with two_nodes(url) as nodes:
+            await exchange(*nodes, *ROOMS)
+            assert await nodes[0].audit(ROOMS[0], limit=1) is not None
+            assert await nodes[1].entries(ROOMS[0], 1) is not None
+            assert await nodes[1].audited(ROOMS[0], new_command_id()) is None
+            assert await nodes[0].look_after(ROOMS[0], NodeId("n-1"), now=1.0)
+            await nodes[0].keep_no_longer(Kept.TICKET, "t")
+            assert await nodes[0].kept(Kept.TICKET, now=1.0) == {}
+            assert await nodes[0].time() is not None
+            assert await nodes[0].forget(ROOMS[0], 2)
+        assert await redis.ask("ACL", "LOG") == []
+        for right in [word for word in words if word[0] in "+~&"]:
+            without = {"+": f"-{right[1:]}", "~": "resetkeys", "&": "resetchannels"}[right[0]]
+            await redis.ask("ACL", "SETUSER", user, without)
+            assert "does not permit this user enough" in await refusal(url), right
+            await redis.ask("ACL", "SETUSER", user, right)
+        async with two_nodes(url):
+            pass
+
+
+def test_every_command_of_a_script_is_among_the_rights_that_are_listed() -> None:
+    texts = [script.text for script in vars(scripts).values() if isinstance(script, Script)]
+    used = {command for text in texts for command in re.findall(r"redis\.p?call\(\s*'([A-Z]+)'", text)}
+    assert used
+    assert used <= {right[1:].upper() for right in listed_rights()}
+
+
 async def test_a_server_with_tls_is_trusted_by_its_authority(tmp_path: Path) -> None:
     async with RedisServer(tmp_path, password=SECRET, tls=Certificate.make(tmp_path)) as redis:
         assert redis.url.startswith("rediss://")
@@ -281,6 +393,13 @@ async def test_two_nodes_share_meetings_where_a_sentinel_says(tmp_path: Path) ->
         two_nodes(several.url.replace("//", f"//:{SECRET}@")) as nodes,
     ):
         await exchange(*nodes, BOARD)
+
+
+async def test_sentinels_may_have_a_password_of_their_own(tmp_path: Path) -> None:
+    async with watched(tmp_path, password="of-redis", sentinel_password=f"{SECRET}+&") as several:
+        url = several.url.replace("//", "//:of-redis@") + f"?sentinel_password={quote(f'{SECRET}+&')}"
+        async with two_nodes(url) as nodes:
+            await exchange(*nodes, BOARD)
 
 
 async def test_they_go_on_where_the_sentinel_says_when_the_master_is_gone(tmp_path: Path) -> None:

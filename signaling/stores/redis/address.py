@@ -1,5 +1,6 @@
 """Which Redis a URL names: one, a cluster, or whichever a Sentinel says."""
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -14,10 +15,12 @@ from signaling.errors import ConfigurationError
 
 FORMS: Final = (
     "redis://[user:password@]host[:port][/database], redis+sentinel://host[:port],…/service[/database] or "
-    "redis+cluster://host[:port],…; with TLS rediss, rediss+sentinel or rediss+cluster, and ?ssl_ca_certs=FILE"
+    "redis+cluster://host[:port],…; with TLS rediss, rediss+sentinel or rediss+cluster, and ?ssl_ca_certs=FILE; "
+    "of Sentinels that have users of their own ?sentinel_username=USER&sentinel_password=PASSWORD"
 )
 Form = Literal["single", "sentinel", "cluster"]
 _FORMS: Final[Mapping[str, Form]] = {"": "single", "sentinel": "sentinel", "cluster": "cluster"}
+_SENTINEL_LOGIN: Final = frozenset({"sentinel_username", "sentinel_password"})
 _PORTS: Final[Mapping[Form, int]] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 
 
@@ -29,6 +32,7 @@ class Address:
     Attributes:
         hosts: Of Redis, of a cluster's nodes, or of Sentinels.
         service: What a Sentinel calls it.
+        sentinel_username: With which a Sentinel itself is asked; `username` is for what it names.
     """
 
     form: Form
@@ -39,10 +43,18 @@ class Address:
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     ca_certs: str | None = None
+    sentinel_username: str | None = field(default=None, repr=False)
+    sentinel_password: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         return f"Redis at {hosts}" + (f" by the name {self.service}" if self.service else "")
+
+    def without_passwords(self, text: str) -> str:
+        """What a server said; some repeat what they were asked, also when that was to let somebody in."""
+        for secret in filter(None, (self.password, self.sentinel_password)):
+            text = text.replace(secret, "…")
+        return text
 
     @classmethod
     def of(cls, url: str) -> "Address":
@@ -64,12 +76,15 @@ class Address:
             database = int(path.pop(0)) if path and form != "cluster" else 0
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
             ca_certs = options.pop("ssl_ca_certs", None)
+            sentinel = {name: options.pop(name) for name in _SENTINEL_LOGIN & options.keys() if form == "sentinel"}
         except (ValueError, KeyError, IndexError):
             raise _malformed("must be") from None
         if scheme not in {"redis", "rediss"} or path or options or parts.fragment or database < 0:
             raise _malformed("has what is not known here; it must be")
         if form == "single" and len(hosts) > 1:
             raise _malformed("names several hosts; it must be")
+        if "" in sentinel.values() or ("sentinel_username" in sentinel) > ("sentinel_password" in sentinel):
+            raise _malformed("has a sentinel_username or sentinel_password that lacks its other half; it must be")
         if ca_certs == "" or (ca_certs and scheme == "redis"):
             raise _malformed("has ssl_ca_certs without TLS, or without a file; it must be")
         return cls(
@@ -81,10 +96,16 @@ class Address:
             username=unquote(username) or None,
             password=unquote(password) or None,
             ca_certs=ca_certs,
+            **sentinel,
         )
 
     def client(self, timeout_s: float) -> "Redis | RedisCluster":
-        """A client that gives up after so many seconds, and repeats nothing by itself."""
+        """
+        A client that gives up after so many seconds, and repeats nothing by itself.
+
+        Raises:
+            ConfigurationError: The file of `ssl_ca_certs` holds no certificates, or cannot be read.
+        """
         options: dict[str, Any] = {
             "username": self.username,
             "password": self.password,
@@ -94,12 +115,20 @@ class Address:
             "protocol": 2,
         }
         tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": self.ca_certs} if self.has_tls else {}
+        self._check_ca_certs()
         match self.form:
             case "single":
                 [(host, port)] = self.hosts
                 return Redis(host=host, port=port, db=self.database, **options, **tls)
             case "sentinel":
-                own = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, **tls}
+                own = {
+                    "username": self.sentinel_username,
+                    "password": self.sentinel_password,
+                    "retry": Retry(NoBackoff(), 0),
+                    "socket_timeout": timeout_s,
+                    "socket_connect_timeout": timeout_s,
+                    **tls,
+                }
                 sentinel = Sentinel(  # type: ignore[no-untyped-call]
                     list(self.hosts), sentinel_kwargs=own, **options, **tls
                 )
@@ -108,6 +137,15 @@ class Address:
             case "cluster":
                 nodes = [ClusterNode(host, port) for host, port in self.hosts]
                 return RedisCluster(startup_nodes=nodes, **options, **tls)
+
+    def _check_ca_certs(self) -> None:
+        if self.ca_certs is not None:
+            try:
+                ssl.create_default_context(cafile=self.ca_certs)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"MODERATION_STORE_URL: ssl_ca_certs, {self.ca_certs}: {error.strerror or error}"
+                ) from error
 
 
 def _host(text: str, port: int) -> tuple[str, int]:

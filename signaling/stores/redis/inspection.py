@@ -6,12 +6,14 @@ from typing import Any, Final
 
 import structlog
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
-from signaling.errors import ConfigurationError, StoreError
+from signaling.errors import ConfigurationError
 from signaling.stores.contract import Kept
 from signaling.stores.redis import scripts
+from signaling.stores.redis.address import Address
 from signaling.stores.redis.link import TROUBLE, Link
+from signaling.stores.redis.rights import check_rights
+from signaling.stores.redis.troubles import why
 
 log = structlog.get_logger(__name__)
 
@@ -25,9 +27,12 @@ _TYPES: Final[Mapping[str, str]] = {
 }
 
 
-async def inspect(link: Link) -> str:
+async def inspect(link: Link, *, is_new: bool = False) -> str:
     """
     Look whether it can be used.
+
+    Args:
+        is_new: It was not looked at before: what may be done there is tried too.
 
     Returns:
         The epoch: another one another time means that everything was lost.
@@ -38,21 +43,13 @@ async def inspect(link: Link) -> str:
     """
     try:
         for info in await _infos(link):
-            _look_at(info, str(link.address))
-        return await _epoch(link)
-    except AuthenticationError as error:
-        raise ConfigurationError(f"MODERATION_STORE_URL: {link.address} refuses the user name or password") from error
-    except NoPermissionError as error:
-        raise ConfigurationError(f"MODERATION_STORE_URL: {link.address} does not permit this user enough") from error
-    except ResponseError as error:
-        if "DB index" in str(error):
-            raise ConfigurationError(
-                f"MODERATION_STORE_URL: {link.address} has no database {link.address.database}"
-            ) from error
-        raise ConfigurationError(f"MODERATION_STORE_URL: {link.address} refuses: {error}") from error
+            _look_at(info, link.address)
+        epoch = await _epoch(link)
+        if is_new:
+            await check_rights(link)
     except TROUBLE as error:
-        how = "with TLS" if link.address.has_tls else "without TLS"
-        raise StoreError(f"MODERATION_STORE_URL: no answer from {link.address} {how}: {error}") from error
+        raise await why(link, error) from error
+    return epoch
 
 
 async def _infos(link: Link) -> list[dict[str, Any]]:
@@ -64,7 +61,8 @@ async def _infos(link: Link) -> list[dict[str, Any]]:
     return [await client.info()]
 
 
-def _look_at(info: Mapping[str, Any], where: str) -> None:
+def _look_at(info: Mapping[str, Any], where: Address) -> None:
+    _look_at_mode(str(info.get("redis_mode", "standalone")), where)
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
     policy = str(info.get("maxmemory_policy", "noeviction"))
@@ -80,7 +78,14 @@ def _look_at(info: Mapping[str, Any], where: str) -> None:
             "and must be noeviction"
         )
     if not int(info.get("aof_enabled", 0)):
-        log.warning("store_without_append_only_file", store=where, consequence="a crash of Redis loses commits")
+        log.warning("store_without_append_only_file", store=str(where), consequence="a crash of Redis loses commits")
+
+
+def _look_at_mode(mode: str, where: Address) -> None:
+    if mode == "sentinel" and where.form != "sentinel":
+        raise ConfigurationError(f"MODERATION_STORE_URL: {where} is a Sentinel; name it by redis+sentinel://")
+    if mode == "cluster" and where.form != "cluster":
+        raise ConfigurationError(f"MODERATION_STORE_URL: {where} is one of a cluster; name it by redis+cluster://")
 
 
 async def _epoch(link: Link) -> str:
@@ -92,10 +97,15 @@ async def _epoch(link: Link) -> str:
                 f"MODERATION_STORE_URL: {link.address} has a {found} of somebody else's by the name {key}"
             )
     await client.execute_command("HSETNX", scripts.ABOUT, "format", FORMAT)
-    kept = int(await client.execute_command("HGET", scripts.ABOUT, "format"))
-    if kept > FORMAT:
+    kept = await client.execute_command("HGET", scripts.ABOUT, "format")
+    if not kept.isdigit():
         raise ConfigurationError(
-            f"MODERATION_STORE_URL: {link.address} has meetings of format {kept}, and this version knows {FORMAT} only"
+            f"MODERATION_STORE_URL: {link.address} has a hash of somebody else's by the name {scripts.ABOUT}"
+        )
+    if int(kept) > FORMAT:
+        raise ConfigurationError(
+            f"MODERATION_STORE_URL: {link.address} has meetings of format {int(kept)}, and this version knows {FORMAT} "
+            "only"
         )
     await client.execute_command("HSETNX", scripts.ABOUT, "epoch", token_hex(8))
     return str((await client.execute_command("HGET", scripts.ABOUT, "epoch")).decode())

@@ -146,7 +146,7 @@ class Link:
         except _NOT_DONE as error:
             if isinstance(error, _ELSEWHERE):
                 self.note_trouble(error)
-            raise StoreError(f"{self.address} refused: {error}") from error
+            raise StoreError(f"{self.address} refused: {self.address.without_passwords(str(error))}") from error
         except TROUBLE as error:
             self.note_trouble(error)
             raise AnswerLost(f"{self.address} does not answer: {type(error).__name__}") from error

@@ -14,6 +14,8 @@ from signaling.stores.redis.link import PROBE_S, TROUBLE, Link
 
 log = structlog.get_logger(__name__)
 
+STARTS_S: Final = 5.0
+"""How long the first subscription may take."""
 _LISTENS_S: Final = 5.0
 """How long nothing may be heard before it is tried whether anything would be."""
 _PONG_S: Final = 2.0
@@ -64,9 +66,20 @@ class News:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; returns when it has."""
+        """
+        Begin; returns when it has.
+
+        Raises:
+            StoreError: It could not in time.
+        """
         self._task = asyncio.create_task(self._run())
-        await self._subscribed.wait()
+        try:
+            async with asyncio.timeout(STARTS_S):
+                await self._subscribed.wait()
+        except TimeoutError:
+            raise StoreError(
+                f"MODERATION_STORE_URL: {self._link.address} has not taken a subscription within {STARTS_S:g} s"
+            ) from None
 
     async def close(self) -> None:
         """Nothing is heard any more."""

@@ -12,10 +12,11 @@ from typing import Final
 from signaling.identifiers import RoomId
 from signaling.stores.contract import Kept
 
-_PREFIX: Final = "moderation"
-ABOUT: Final = f"{_PREFIX}:about"
+PREFIX: Final = "moderation"
+"""Of every key and channel."""
+ABOUT: Final = f"{PREFIX}:about"
 """A hash: `format` of what is kept, and `epoch`, which is made with it and so goes when everything does."""
-_ALL: Final = f"{_PREFIX}:{{all}}"
+_ALL: Final = f"{PREFIX}:{{all}}"
 NODES: Final = f"{_ALL}:nodes"
 """A sorted set: each node, by when it counts as dead."""
 ROOMS: Final = f"{_ALL}:rooms"
@@ -27,9 +28,9 @@ LOOKED: Final = f"{_ALL}:looked"
 ALONE: Final = f"{_ALL}:alone"
 """A set: meetings after which no node looks that was there at the last beat of any."""
 DIRECTORY: Final = (NODES, ROOMS, LOOKS, LOOKED, ALONE)
-PROBE: Final = f"{_PREFIX}:probe"
+PROBE: Final = f"{PREFIX}:probe"
 """Written to see that writing works."""
-NEWS: Final = f"{_PREFIX}:news"
+NEWS: Final = f"{PREFIX}:news"
 """
 The channel of what happened: `commit ROOM REVISION BEFORE ENTRY BYTES` with ids of entries and the size of a snapshot,
 then a line feed and what was appended, unless it is long; `commit ROOM` alone of a meeting that was forgotten; `turn
@@ -39,7 +40,7 @@ ROOM WAITER` for whose turn it is.
 
 def kept_key(kind: Kept) -> str:
     """A sorted set: each key of a kind, by when it is kept no longer."""
-    return f"{_PREFIX}:kept:{kind.value}"
+    return f"{PREFIX}:kept:{kind.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Keys:
     @classmethod
     def of(cls, room: RoomId) -> "Keys":
         """The keys of a meeting."""
-        return cls(*(f"{_PREFIX}:{{{room}}}:{name}" for name in cls.__slots__))
+        return cls(*(f"{PREFIX}:{{{room}}}:{name}" for name in cls.__slots__))
 
 
 class Script:

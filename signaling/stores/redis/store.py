@@ -97,7 +97,7 @@ class RedisStore(Store):
         self._out_of_service = None
         self._link.open()
         try:
-            self._epoch = await inspect(self._link)
+            self._epoch = await inspect(self._link, is_new=True)
             await self._news.start()
         except BaseException:
             await self._close()
