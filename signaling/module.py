@@ -245,8 +245,9 @@ class ModerationModule:
 
     async def is_banned(self, room: RoomId, participant: ParticipantId) -> bool:
         """Whether a moderator has banned somebody; while the store does not answer, joining finds out."""
+        known = self._store.known(room)  # joining finds out, if that has changed
         try:
-            record = await self._store.read(room)
+            record = known if known and not known.state.is_banned(participant) else await self._store.read(room)
         except StoreError:
             return False
         return record is not None and record.state.is_banned(participant)

@@ -177,16 +177,21 @@ class Journal:
             if not is_urgent:
                 await stack.enter_async_context(self._line)
             await stack.enter_async_context(self._writing)
+            known = self._store.known(self.room)  # outdated perhaps: then nothing comes of it but a second try
             while True:
-                before = await self.record()
+                before = known or await self.record()
                 drafted = draft(before)
                 if isinstance(drafted, Refusal):
-                    return drafted
+                    if known is None:
+                        return drafted
+                    known = None
+                    continue
                 entry = self._entry(before, drafted)
                 commit = Commit(entry, fold(before, entry))
                 if await self._store.append(commit, fence=fence):
                     self.note(commit.record, entry)
                     return Committed(before, commit.record, drafted.conclusion)
+                known = None
 
     def _entry(self, before: Record, draft: Draft) -> Entry:
         return Entry(

@@ -223,6 +223,14 @@ class Store(Protocol):
     async def read(self, room: RoomId) -> Record | None:
         """The newest record of a meeting, `None` if there is none."""
 
+    def known(self, room: RoomId) -> Record | None:
+        """
+        The newest record of a meeting as far as this process knows, without asking.
+
+        Others may have committed since, so it is good for what `append` checks, and for what does no harm if it is not
+        so. `None`: it is to be read.
+        """
+
     async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """
         Append an entry to a meeting's log, with its audit entry, in one step.

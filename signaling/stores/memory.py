@@ -134,6 +134,11 @@ class MemoryStore(OneProcess, Store):
         log = self._logs.get(room)
         return None if log is None else log.record
 
+    def known(self, room: RoomId) -> Record | None:
+        """The newest record of a meeting."""
+        log = self._logs.get(room)
+        return None if log is None else log.record
+
     async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """Append an entry, if it is the next."""
         room = commit.entry.room

@@ -156,6 +156,10 @@ class SQLiteStore(OneProcess, Store):
         self._check_readable(room)
         return self._records.get(room)
 
+    def known(self, room: RoomId) -> Record | None:
+        """The newest record of a meeting, unless it cannot be read or nothing can be."""
+        return None if self._queue is None or room in self._aside else self._records.get(room)
+
     async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """Append an entry, if it is the next. Cancelling stops the waiting only."""
         entry, record = commit.entry, commit.record

@@ -363,6 +363,14 @@ class SharedStore(Store):
         """The newest record; of a meeting that is followed, listeners know it by then."""
         return self._apply(room, await self.link.carry("read", lambda: self._fetch(room)))
 
+    def known(self, room: RoomId) -> Record | None:
+        """The record of a meeting that is followed, as it was told last."""
+        followed = self._followed.get(room)
+        if followed is None or followed.position is None or self.link.is_away:
+            return None
+        # After its end another of that name may begin, and nothing here tells the two apart.
+        return followed.record if followed.record is not None and followed.record.state.goes_on else None
+
     async def entries(self, room: RoomId, after: int) -> tuple[Entry, ...] | None:
         """What followed this revision."""
         return await self.link.carry("entries", lambda: self._shared.kept.entries(room, after))

@@ -113,6 +113,15 @@ async def test_what_was_written_is_read(store: Store) -> None:
     assert kept.state.restricted == frozenset()
 
 
+async def test_what_was_written_here_is_known_without_asking(store: Store) -> None:
+    store.follow(BOARD)
+    await store.read(BOARD)
+    assert store.known(BOARD) is None
+    await append(store, 1)
+    await append(store, 2)
+    assert store.known(BOARD) == await store.read(BOARD) == record(2)
+
+
 async def test_rooms_are_sorted(store: Store) -> None:
     for name in ("b", "Z", "a", "ü"):
         assert await append(store, 1, RoomId(name))

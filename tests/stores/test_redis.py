@@ -138,6 +138,19 @@ async def test_who_follows_need_not_ask_and_who_commits_asks_once(redis: RedisSe
         assert calls["hmget"] == 10, "by the commits themselves"
 
 
+async def test_what_is_known_without_asking_is_what_was_heard_of(redis: RedisServer, proxy: FaultProxy) -> None:
+    async with nodes(redis.url, url_of(proxy.port)) as [one, other]:
+        await append(one.store, 1)
+        assert await other.store.read(BOARD) == record(1)
+        assert other.store.known(BOARD) is None, "it does not follow"
+        await other.follow()
+        await append(one.store, 2)
+        await until(lambda: other.store.known(BOARD) == record(2))
+        cut(proxy)
+        await until(lambda: not other.store._link.answers)
+        assert other.store.known(BOARD) is None, "it is away"
+
+
 async def test_what_is_too_long_to_be_published_is_asked_for(redis: RedisServer) -> None:
     async with nodes(redis.url, redis.url) as [one, other]:
         await append(one.store, 1)

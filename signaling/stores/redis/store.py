@@ -137,6 +137,12 @@ class RedisStore(Store):
         record = await meeting.refresh()
         return await self._delist(meeting) if record is None and self._directory.is_listed(room) else record
 
+    def known(self, room: RoomId) -> Record | None:
+        """The newest record of a meeting that is followed, as far as was heard; while Redis answers."""
+        meeting = self._logs.get(room)
+        is_fit = self._is_open and self._out_of_service is None and self._link.answers
+        return meeting.record if is_fit and meeting is not None and meeting.is_followed else None
+
     async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
         """Append an entry, if it is the next. Cancelling stops the waiting only."""
         return await self._whole(self._log(commit.entry.room).append(commit, fence))
