@@ -271,6 +271,11 @@ class Meetings:
             # Whoever ended it may be gone before its rooms are.
             meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is begun any more."""
+        return self._is_open
+
     def react(self, webhook: Webhook) -> None:
         """Begin with what follows from something that LiveKit has reported."""
         self._warns_of_missing_webhooks = False

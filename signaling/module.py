@@ -29,6 +29,10 @@ from signaling.stores.contract import AuditEntry, Commit, Fault, Kept, Store
 log = structlog.get_logger(__name__)
 
 
+class NotEntered(RuntimeError):
+    """What is done only within `async with` was asked for before, or after it."""
+
+
 class ModerationModule:
     """
     Moderation of all meetings of one process; an asynchronous context manager.
@@ -123,7 +127,7 @@ class ModerationModule:
     @property
     def _entered(self) -> Parts:
         if self._parts is None or not self._is_entered:
-            raise RuntimeError("ModerationModule is used outside its `async with`")
+            raise NotEntered("ModerationModule is used outside its `async with`")
         return self._parts
 
     async def join(
@@ -322,6 +326,7 @@ class ModerationModule:
 
         Raises:
             WebhookRefused: It is forged, too old, was here before, or cannot be read; to be answered with 401, or 400.
+            StoreError: This process ends; to be answered with 503, so that LiveKit tries again.
         """
         await self._entered.reports.receive(body, authorization)
 

@@ -31,6 +31,8 @@ class Reports:
         """Take note of what LiveKit reports; see `ModerationModule.receive_webhook`."""
         try:
             webhook = self._webhooks.open(body, authorization)
+            if not self._meetings.is_open:
+                raise StoreError("this process ends: what LiveKit reports is for the next one")
             await self._check_is_first(webhook)
         except WebhookRefused as error:
             metrics.WEBHOOKS.labels(error.reason).inc()

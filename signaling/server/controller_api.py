@@ -27,7 +27,7 @@ from signaling.messages import moderation
 from signaling.messages.base import MAX_NAME_LENGTH, Message, Namespace, Participant, validated
 from signaling.messages.envelope import MAX_FRAME_BYTES, EnvelopeError, parse_object
 from signaling.messages.json_schema import PLAIN_ID
-from signaling.module import ModerationModule
+from signaling.module import ModerationModule, NotEntered
 from signaling.server.requests import BodyError, BodyRefused, read_body
 
 log = structlog.get_logger(__name__)
@@ -197,6 +197,8 @@ class ControllerApi:
             raise
         except StoreError as error:
             log.error("store_failed", error=str(error))  # noqa: TRY400 - no bug, no traceback
+            return _refusal("unavailable")
+        except NotEntered:  # while this request was read
             return _refusal("unavailable")
         except Exception:
             log.exception("request_failed")

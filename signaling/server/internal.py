@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from signaling import metrics
 from signaling.errors import StoreError, WebhookRefused
-from signaling.module import ModerationModule
+from signaling.module import ModerationModule, NotEntered
 from signaling.server.addresses import cannot_listen, url_of
 from signaling.server.controller_api import PREFIX, ControllerApi
 from signaling.server.openapi import openapi
@@ -142,6 +142,8 @@ class InternalServer:
         except WebhookRefused as error:
             status = HTTPStatus.BAD_REQUEST if error.reason == "unparsable" else HTTPStatus.UNAUTHORIZED
             return web.json_response({"error": error.reason}, status=status)
+        except (StoreError, NotEntered):  # it starts or stops: LiveKit tries again, here or where another node is
+            return web.json_response({"error": "unavailable"}, status=HTTPStatus.SERVICE_UNAVAILABLE)
         return web.json_response({})
 
     async def _openapi(self, _request: web.Request) -> web.Response:

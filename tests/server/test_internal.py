@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import pytest
@@ -19,7 +20,10 @@ from signaling.identifiers import ParticipantId
 from signaling.livekit import availability
 from signaling.livekit.embedded import EmbeddedServer
 from signaling.server import ModerationServer, internal, make_ticket
+from signaling.server.websocket import WebSocketServer
 from signaling.settings import ServerSettings
+from signaling.stores.contract import Kept
+from signaling.stores.memory import MemoryStore
 from signaling.stores.sqlite import SQLiteStore
 from signaling.testing import SignalingClient, SignalOnlyParticipant
 from signaling.testing.fake_room_service import FakeRoomService
@@ -255,6 +259,29 @@ async def test_a_webhook_that_comes_twice_counts_once(
         async with http.post(url, data=body, headers=headers) as response:
             answers.append((response.status, await response.text()))
     assert answers == [(200, "{}"), (401, '{"error": "replayed"}')]
+
+
+async def test_who_asks_while_the_module_stops_or_has_stopped_is_told_to_ask_again(
+    livekit: EmbeddedServer, http: aiohttp.ClientSession
+) -> None:
+    body = json.dumps(
+        {"event": "room_finished", "id": "EV_late", "createdAt": int(time.time()), "room": {"name": "standup"}}
+    ).encode()
+    signed = {"Authorization": sign_webhook(body, livekit.api_key, livekit.api_secret)}
+    bearer = {"Authorization": "Bearer 16 characters or more"}
+    store = MemoryStore()
+    async with hosted(livekit, store=store, moderation_internal_token="16 characters or more") as host:
+        webhook, meeting = (f"{host.server.internal_url}{path}" for path in ("/livekit/webhook", "/v1/rooms/standup"))
+        with patch.object(WebSocketServer, "is_listening", new=True):  # as when they were let in
+            await host.server._websocket.close()
+            async with http.post(webhook, data=body, headers=signed) as response:
+                assert (response.status, await response.json()) == (503, {"error": "unavailable"})
+            await host.module.__aexit__(None, None, None)
+            async with http.post(webhook, data=body, headers=signed) as response:
+                assert (response.status, await response.json()) == (503, {"error": "unavailable"})
+            async with http.get(meeting, headers=bearer) as response:
+                assert (response.status, await response.json()) == (503, {"error": "unavailable"})
+    assert await store.kept(Kept.WEBHOOK, now=1.0) == {}, "it counts where it is sent next"
 
 
 async def test_the_embedded_livekit_reports_by_itself() -> None:
