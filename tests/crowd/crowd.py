@@ -1,13 +1,13 @@
 """
 A crowd of real LiveKit participants in one small Go program: many publishers, and clients that cheat.
 
-A publisher costs about a thousandth of a core, where one of `signaling.testing` costs forty times that. Nobody in the
-crowd listens; for that there is `ParticipantProcess`.
+A publisher costs about a thousandth of a core, where one of `signaling.testing` costs forty times that. Who `listens`
+here takes note of tones that come in, and decodes nothing; what can really be heard `ParticipantProcess` says.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Required, Self, TypeAlias, TypedDict, Unpack
@@ -68,6 +68,7 @@ class Behaviour(TypedDict, total=False):
         unmute_always: Unmute at once after each mute by LiveKit.
         republish_always: Publish anew what LiveKit took away or refused, as soon as it lets one.
         watch: Get `participant` events.
+        listens: Take note of whose tone comes in, see `Member.heard`; `auto_subscribe` too, then.
     """
 
     publish: Sequence[Publication | str]
@@ -78,6 +79,7 @@ class Behaviour(TypedDict, total=False):
     unmute_always: bool
     republish_always: bool
     watch: bool
+    listens: bool
 
 
 class Join(Behaviour):
@@ -211,6 +213,12 @@ class Member(_Somebody):
         self._behaviour: dict[str, object] = {}
         self._refresh_token = ""
         self._tracks: list[str] = []
+        self._heard: dict[str, float] = {}
+
+    @property
+    def heard(self) -> Mapping[str, float]:
+        """When the tone of each other came in last, by `time.monotonic` and to a tenth of a second."""
+        return self._heard
 
     @property
     def tracks(self) -> tuple[str, ...]:
@@ -263,6 +271,9 @@ class Member(_Somebody):
 
     def _take(self, told: dict[str, Any]) -> None:
         match told["event"]:
+            case "heard":
+                self._heard |= dict.fromkeys(told["identities"], told["at"])
+                return
             case "published":
                 self._tracks.append(told["track_sid"])
             case "unpublished" if told["track_sid"] in self._tracks:

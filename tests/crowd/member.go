@@ -36,6 +36,7 @@ type options struct {
 	UnmuteAlways    bool          `json:"unmute_always"`
 	RepublishAlways bool          `json:"republish_always"`
 	Watch           bool          `json:"watch"`
+	Listens         bool          `json:"listens"`
 }
 
 // One session of somebody in a LiveKit room.
@@ -60,6 +61,9 @@ type member struct {
 	asked  map[string]chan *livekit.SignalResponse
 	tracks map[string]*track
 	left   bool
+	// By who listens: whose tone came in since it was told, and who is who by the ids of their sessions.
+	heard      map[string]bool
+	identities map[string]string
 }
 
 func (c *crowd) join(number int, o options) ([]string, error) {
@@ -80,6 +84,7 @@ func (c *crowd) join(number int, o options) ([]string, error) {
 	m := &member{
 		options: o, crowd: c, number: number, socket: socket, negotiated: make(chan error, 1), done: make(chan struct{}),
 		asked: map[string]chan *livekit.SignalResponse{}, tracks: map[string]*track{},
+		heard: map[string]bool{}, identities: map[string]string{},
 	}
 	socket.SetReadDeadline(time.Now().Add(answerWithin))
 	first, err := m.next()
@@ -90,6 +95,9 @@ func (c *crowd) join(number int, o options) ([]string, error) {
 	joined := first.GetJoin()
 	m.sid, m.permission = joined.Participant.Sid, joined.Participant.Permission
 	m.publisher, m.subscriber = newPeer(m, livekit.SignalTarget_PUBLISHER), newPeer(m, livekit.SignalTarget_SUBSCRIBER)
+	if o.Listens {
+		m.listen(joined.OtherParticipants)
+	}
 	c.mutex.Lock()
 	c.members[number] = m
 	c.mutex.Unlock()
@@ -275,7 +283,7 @@ func (m *member) next() (*livekit.SignalResponse, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !m.Watch && bytes.HasPrefix(payload, updateTag) && !bytes.Contains(payload, []byte(m.sid)) {
+		if !m.Watch && !m.Listens && bytes.HasPrefix(payload, updateTag) && !bytes.Contains(payload, []byte(m.sid)) {
 			continue
 		}
 		said := &livekit.SignalResponse{}
@@ -348,6 +356,7 @@ func (m *member) answerAsked(cid string, answer *livekit.SignalResponse) {
 
 func (m *member) takeUpdate(participant *livekit.ParticipantInfo) {
 	if participant.Sid != m.sid {
+		m.know(participant)
 		if m.Watch {
 			tracks := []fields{}
 			for _, t := range participant.Tracks {

@@ -31,6 +31,8 @@ from tests.histories.recording import Committed, Frame, History, Payload, Sittin
 CLOCKS_S: Final = 0.05
 """By how much clocks of one machine may differ where a time of the log is compared with one of a client."""
 
+_BEAT_S: Final = 6.0
+"""What passes until a node says again that it lives, and a little."""
 _UNANSWERED: Final = frozenset({"unavailable", "internal"})
 """Refusals that do not say whether anything was done."""
 _NOT_BEGUN: Final = frozenset({"livekit_unavailable", "rate_limit_exceeded"})
@@ -107,9 +109,19 @@ def places_kept(history: History) -> Iterator[str]:
                 for who in lost & holder.keys():
                     sitting = holder[who]
                     at = commit.entry.at if commit.at is None else commit.at
+                    if isinstance(change, ConnectionLost) and _is_taken_for_gone(history, sitting, at):
+                        continue
                     if sitting is not None and (sitting.ended_at is None or sitting.ended_at > at + CLOCKS_S):
                         what = f"{type(change).__name__} of revision {commit.entry.revision}"
                         yield f"session {sitting.number} of {who} goes on, and lost its place by {what}"
+
+
+def _is_taken_for_gone(history: History, sitting: Sitting | None, at: float) -> bool:
+    """Whether others could not know that the node lives to which somebody is connected."""
+    return sitting is not None and any(
+        silence.node == sitting.node and silence.began_at <= at <= silence.ended_at + _BEAT_S
+        for silence in history.silences
+    )
 
 
 def nobody_left_over(history: History) -> Iterator[str]:

@@ -256,7 +256,8 @@ def _decided(state: MeetingState, given: Given) -> Iterator[Decision | Refusal]:
     came_to = given.came_to
     told = () if isinstance(came_to, Refused) or came_to.outcomes is None else came_to.outcomes
     others = {ParticipantId(who) for who, came, _ in told if came != "unknown"} - state.members.keys()
-    strangers = _in_livekit(state, others)  # or nothing else would be said of them
+    # Or nothing else would be said of them.
+    strangers = _in_livekit(state, others) | _in_livekit(state, _services(state, told), is_hidden=True)
     for now in given.times:
         yield decide(state, given.sender, given.command, now=now, command_id=given.command_id, strangers=strangers)
 
@@ -307,19 +308,25 @@ def _present(state: MeetingState, outcomes: Outcomes) -> dict[ParticipantId, Pre
     """
     Who must be in LiveKit for this to be answered, with rights that go with that.
 
-    For them nothing has changed though they were given something, or they are no members and of them it is said.
+    For them nothing has changed though they were given something, or they are no members and something is said of them.
     """
     came_to = {ParticipantId(who): came for who, came, _ in outcomes}
     unchanged = {who for who, came in came_to.items() if came == "unchanged"}
     changed = {who for who, came in came_to.items() if came in {"restricted", "unrestricted"}} - state.members.keys()
-    return _in_livekit(state, unchanged, can_publish=False) | _in_livekit(state, changed)
+    services = _in_livekit(state, _services(state, outcomes), is_hidden=True)
+    return _in_livekit(state, unchanged, can_publish=False) | _in_livekit(state, changed) | services
+
+
+def _services(state: MeetingState, outcomes: Outcomes) -> AbstractSet[ParticipantId]:
+    """Whom nothing touches though they are no members: they listen unseen."""
+    return {ParticipantId(who) for who, came, _ in outcomes if came == "exempt"} - state.members.keys()
 
 
 def _in_livekit(
-    state: MeetingState, people: AbstractSet[ParticipantId], *, can_publish: bool = True
+    state: MeetingState, people: AbstractSet[ParticipantId], *, can_publish: bool = True, is_hidden: bool = False
 ) -> dict[ParticipantId, Presence]:
     permission = Permission(can_publish=can_publish, sources=())
-    return {who: Presence(LiveKitRoom(state.room), Identity(who), permission) for who in people}
+    return {who: Presence(LiveKitRoom(state.room), Identity(who), permission, is_hidden=is_hidden) for who in people}
 
 
 def _agree(expected: Outcomes, told: Outcomes) -> bool:

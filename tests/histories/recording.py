@@ -10,6 +10,7 @@ All times are seconds by one clock, the one of the log's entries (the epoch) if 
     history.delivered(session, namespace, payload, transaction_id, at=…)    # each frame; answers are found among them
     history.ended(session, "taken_over", at=…)                  # not for who is still connected when it is over
     history.committed(entry)                                    # each entry of a meeting's log, in its order
+    history.was_silent("node-1", from, until)                   # if others may have taken a node for gone
     history.audited(room, audit)                                # when it is over, oldest first
 """
 
@@ -96,6 +97,15 @@ class Committed:
     at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """When a node could not say that it lives, though it did; it is not believed to at once when it can again."""
+
+    node: str
+    began_at: float
+    ended_at: float
+
+
 @dataclass
 class History:
     """What was asked, told and kept."""
@@ -105,6 +115,7 @@ class History:
     told: dict[int, list[Delivered]] = field(default_factory=dict)
     log: dict[RoomId, list[Committed]] = field(default_factory=dict)
     audit: dict[RoomId, list[AuditEntry]] = field(default_factory=dict)
+    silences: list[Silence] = field(default_factory=list)
     _waiting: dict[tuple[int, TransactionId], int] = field(default_factory=dict)
 
     # --- Recording -----------------------------------------------------------------------------------------------
@@ -177,6 +188,10 @@ class History:
         """All that is kept of what moderators did, oldest first."""
         self.audit[room] = list(entries)
 
+    def was_silent(self, node: str, began_at: float, ended_at: float) -> None:
+        """Others may have taken a node for gone, with everybody who was connected to it."""
+        self.silences.append(Silence(node, began_at, ended_at))
+
     # --- Keeping -------------------------------------------------------------------------------------------------
 
     def dump(self, path: Path) -> None:
@@ -198,6 +213,8 @@ class History:
         for log in self.log.values():
             for commit in log:
                 yield {"what": "committed", "at": commit.at, "entry": json.loads(dump_entry(commit.entry))}
+        for silence in self.silences:
+            yield {"what": "silent", **{name: getattr(silence, name) for name in Silence.__slots__}}
         for room, audit in self.audit.items():
             entries = [json.loads(dump_audit_entry(entry)) for entry in audit]
             yield {"what": "audited", "room": room, "entries": entries}
@@ -219,6 +236,8 @@ class History:
                     history.told[fields.pop("session")].append(Delivered(**fields))
                 case "committed":
                     history.committed(load_entry(json.dumps(fields["entry"]).encode()), at=fields["at"])
+                case "silent":
+                    history.was_silent(**fields)
                 case "audited":
                     entries = [load_audit_entry(json.dumps(entry).encode()) for entry in fields["entries"]]
                     history.audited(RoomId(fields["room"]), entries)

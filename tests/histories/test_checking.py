@@ -288,6 +288,20 @@ def test_who_is_here_by_a_newer_session_keeps_their_place(world: Simulated, how:
     assert "session 2 of bob goes on" in found(places_kept, world.history)
 
 
+def test_a_node_that_could_not_say_that_it_lives_may_be_taken_for_gone(world: Simulated) -> None:
+    world.ask(0, "control", {"action": "raise_hand"})
+    log = world.history.log[ROOM]
+    for how in (ConnectionLost(frozenset({BOB}), 1.0), TimedOut(frozenset({BOB}), 1.0)):
+        log[-1] = replace(log[-1], entry=replace(log[-1].entry, changes=(how,)))
+        lost_at, node = log[-1].at or log[-1].entry.at, world.history.sittings[1].node
+        world.history.silences.clear()
+        world.history.was_silent("another node", lost_at - 1, lost_at)
+        world.history.was_silent(node, lost_at + 1, lost_at + 2)
+        assert "session 1 of bob goes on" in found(places_kept, world.history)
+        world.history.was_silent(node, lost_at - 12, lost_at - 1)
+        assert bool(list(places_kept(world.history))) is isinstance(how, TimedOut)
+
+
 def test_who_is_gone_for_long_is_not_in_the_meeting(world: Simulated) -> None:
     assert list(nobody_left_over(world.history)) == []
     world.history.ended(1, None, at=world.now)

@@ -24,6 +24,7 @@ class Hearing:
     Compares what is heard with what is committed, all the time.
 
     Args:
+        should: To how many meetings there is to be listened.
         is_wrong: Whether there is a fault just now.
 
     Attributes:
@@ -31,14 +32,19 @@ class Hearing:
         longest_without_s: The same, counting only while there was no fault.
         beyond: Who was heard longer than with one node while there was no fault.
         times: How often somebody was heard who may not be, however shortly.
+        ever: Who was heard at all.
+        listened: How often it was listened to a meeting, and how often it should have been.
     """
 
-    def __init__(self, sound: Sound, witness: Witness, is_wrong: Callable[[], bool]) -> None:
+    def __init__(self, sound: Sound, witness: Witness, should: int, is_wrong: Callable[[], bool]) -> None:
         self.longest_s = 0.0
         self.longest_without_s = 0.0
         self.beyond: list[str] = []
         self.times = 0
+        self.ever = set[Heard]()
+        self.listened = (0, 0)
         self._sound = sound
+        self._should = should
         self._witness = witness
         self._is_wrong = is_wrong
         self._heard_s: dict[Heard, tuple[float, float]] = {}
@@ -59,7 +65,10 @@ class Hearing:
             before = now
 
     def _look(self, passed_s: float) -> None:
-        self._newest = frozenset(who for who in self._sound.heard() if self._may_not(*who))
+        heard = self._sound.heard()
+        self.ever |= heard
+        self.listened = self.listened[0] + self._sound.listening(), self.listened[1] + self._should
+        self._newest = frozenset(who for who in heard if self._may_not(*who))
         wrong_s = 0.0 if self._is_wrong() else passed_s
         heard_s = dict[Heard, tuple[float, float]]()
         for who in self._newest:

@@ -22,8 +22,8 @@ from tests.soak.bell import Bell
 _READY_S: Final = 30
 _STOP_S: Final = (15.0,)
 _ANSWERS_S: Final = 5
-_AFTER_S: Final = 6.0
-"""A beat and a little: for so long after an outage a node still finds out whom it has lost meanwhile."""
+_AFTER_S: Final = 17.0
+"""A beat, the grace and a little: for so long after an outage a node still finds out whom it has lost meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,11 @@ class Node:
         self.is_up = True
         if self._outages and len(self._outages[-1]) == 1:
             self._outages[-1].append(time.time())
+
+    @property
+    def outages(self) -> list[tuple[float, float]]:
+        """From when until when it could not say that it lives."""
+        return [(began_at, ended_at) for began_at, ended_at in (each for each in self._outages if len(each) > 1)]
 
     def outage_before(self, at: float) -> float | None:
         """When the outage began by which a session may have been lost that ended then."""

@@ -50,6 +50,8 @@ class Report:
     beyond: list[str] = field(default_factory=list)
     left_heard: list[str] = field(default_factory=list)
     heard_times: int = 0
+    heard_ever: int = 0
+    listened_share: float = 0.0
     longest_s: float = 0.0
     longest_without_s: float = 0.0
     grown: dict[str, tuple[float, Size, Size]] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Report:
             *self.wrong,
             *(f"heard for too long: {who}" for who in self.beyond),
             *(f"heard in the end: {who}" for who in self.left_heard),
+            *([] if self.heard_ever else ["nobody was ever heard"]),
             *(f"broken: {what}" for what in self.broken),
         ]
 
@@ -85,6 +88,7 @@ def table(report: Report) -> Sequence[str]:
         ("seed, seconds of faults", f"{report.seed}, {report.seconds:g}"),
         ("people, rooms, nodes", f"{report.people}, {report.rooms}, {report.nodes}"),
         ("LiveKit", f"{report.media}; {report.listened_to} meetings are listened to"),
+        ("people heard at all; of the time, so much was listened", f"{report.heard_ever}; {report.listened_share:.0%}"),
         *((f"fault: {kind.replace('_', ' ')}", times) for kind, times in sorted(report.faults.items())),
         ("faults", report.faults.total()),
         *((f"seen: {what}", times) for what, times in report.seen.items()),

@@ -69,7 +69,7 @@ class Soak:
         self._directory = directory
         self._sound = sound
         self._chance = random.Random(f"{seed} what is by chance")  # noqa: S311 - the same again, which no secret may be
-        self._rooms = [RoomId(f"room-{number}") for number in range(rooms)]
+        self._rooms = rooms_of(rooms)
         self._room_size = room_size
         self._pause_s = pause_s
         self._say = say
@@ -112,7 +112,6 @@ class Soak:
                 for number in range(NODES)
             ]
             await asyncio.gather(*(stack.enter_async_context(node) for node in self._nodes))
-            self._sound.report_to([node.internal_port for node in self._nodes])
             trouble = Trouble(
                 *(self._nodes, redis, self._sound, self._rooms, witness, self._history, self._bell, self._chance)
             )
@@ -139,7 +138,7 @@ class Soak:
                     voice=self._sound.voice(room, name),
                 )
                 self._people.append(person)
-        hearing = Hearing(self._sound, witness, lambda: trouble.is_on)
+        hearing = Hearing(self._sound, witness, self.report.listened_to, lambda: trouble.is_on)
         chance = random.Random(f"{seed} controller")  # noqa: S311 - as above
         moving = self._pause_s * 10 / len(self._people)
         async with asyncio.TaskGroup() as group:
@@ -148,6 +147,8 @@ class Soak:
             watching = [group.create_task(each) for each in (hearing.listen(), self._look(), self._measure())]
             if not await self._bell.until(lambda: all(person.joins for person in self._people), _COMING_S):
                 raise TimeoutError("not everybody could come before anything was wrong")
+            await self._bell.until(lambda: not self._sound.missing(), _COMING_S)
+            self._say(f"all are there, but {self._sound.missing()} in LiveKit")
             await self._go_wrong(trouble)
             self._say("waiting until all is well again")
             self._quiet.set()
@@ -261,6 +262,8 @@ class Soak:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(_LOOKS_EVERY_S)
+            self._sound.report_to([node.internal_port for node in self._nodes if node.is_up])
+            self._sound.look()
             await asyncio.gather(*(person.look() for person in self._people))
             self._bell.ring()
 
@@ -289,13 +292,16 @@ class Soak:
             if known is not None and size is not None:
                 report.grown[node.name] = time.monotonic() - known[0], known[1], size
             report.broken += [f"{node.name}: {what}" for what in node.broken]
+            for began_at, ended_at in node.outages:
+                self._history.was_silent(node.name, began_at, ended_at)
             report.webhooks += await node.webhooks()
         report.broken += witness.broken
         report.seen = {str(what): times for what, times in self._seen().items()}
         report.commits = witness.commits
         report.joins = sum(person.joins for person in self._people)
         report.beyond = [f"{who}, longer than {ONE_NODE_S:g} s" for who in hearing.beyond]
-        report.heard_times = hearing.times
+        report.heard_times, report.heard_ever = hearing.times, len(hearing.ever)
+        report.listened_share = hearing.listened[0] / max(hearing.listened[1], 1)
         report.longest_s, report.longest_without_s = hearing.longest_s, hearing.longest_without_s
 
     def _count_commands(self) -> None:
@@ -303,6 +309,11 @@ class Soak:
         self.report.unanswered = sum(answer is None for answer in answers)
         self.report.refused = sum(answer is not None and "error" in answer.payload for answer in answers)
         self.report.acknowledged = len(answers) - self.report.unanswered - self.report.refused
+
+
+def rooms_of(number: int) -> list[RoomId]:
+    """So many meetings."""
+    return [RoomId(f"room-{each}") for each in range(number)]
 
 
 def _life(node: Node) -> str:

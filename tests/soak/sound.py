@@ -70,6 +70,15 @@ class Sound(Protocol):
     def listens_to(self, room: RoomId) -> bool:
         """Whether it is known who is heard in a meeting."""
 
+    def look(self) -> None:
+        """Who listens comes back if they have to."""
+
+    def missing(self) -> int:
+        """How many are not in LiveKit who have been told how to be."""
+
+    def listening(self) -> int:
+        """In how many meetings somebody listens just now."""
+
     def heard(self) -> set[Heard]:
         """Who can be heard just now, of those who are listened to."""
 
@@ -167,6 +176,17 @@ class FakeSound:
     def listens_to(self, _room: RoomId) -> bool:
         """Whether it is known who is heard in a meeting."""
         return True
+
+    def look(self) -> None:
+        """Nobody listens here."""
+
+    def missing(self) -> int:
+        """Who is not there yet will soon be."""
+        return 0
+
+    def listening(self) -> int:
+        """In how many meetings somebody would be heard."""
+        return len(self.fake.rooms)
 
     def heard(self) -> set[Heard]:
         """Who can be heard just now."""

@@ -11,6 +11,7 @@ PAGE = "Before.\n\n<!-- what `make soak` measured last, written by itself: begin
 
 def report() -> Report:
     made = Report(seed=7, seconds=600, people=300, rooms=30, nodes=3, media="real", listened_to=10)
+    made.heard_ever = 100
     made.seen = {"a turn taken over": 3, "a lost answer repeated": 1}
     return made
 
