@@ -57,6 +57,9 @@ class Connected(Protocol):
     def has_place(self, state: MeetingState) -> bool:
         """Whether the participant's place is this session's."""
 
+    def keeps_place(self, state: MeetingState) -> bool:
+        """Whether it is, and nobody is about to let go of it."""
+
     def fall_back(self, revision: int) -> None:
         """The meeting is again as it was at `revision`: what is committed from there is new."""
 

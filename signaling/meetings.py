@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -13,24 +13,20 @@ from signaling import metrics
 from signaling.audience import Audience
 from signaling.background import Background
 from signaling.closed_rooms import ClosedRooms
-from signaling.core.state import MeetingState
+from signaling.core.changes import ConnectionLost
 from signaling.entrance import Entrance
 from signaling.errors import NoSuchMeeting, StoreError
 from signaling.handover import finish, leave
-from signaling.identifiers import LiveKitRoom, NodeId, ParticipantId, RoomId, room_of
+from signaling.identifiers import LiveKitRoom, NodeId, RoomId, room_of
 from signaling.livekit.contract import MediaServer, Notice
 from signaling.livekit.webhooks import Webhook
 from signaling.meeting.meeting import Meeting, Rules
 from signaling.meeting.tasks import until_done
 from signaling.messages import moderation
+from signaling.presence import BEAT_S, Presence
 from signaling.stores.contract import Commit, Store
 
 log = structlog.get_logger(__name__)
-
-BEAT_S: Final = 5.0
-"""How often a process says that it lives."""
-LIVES_S: Final = 15.0
-"""How long it counts as living after that: people who were connected to it have their grace from then on."""
 
 
 class Meetings:
@@ -54,7 +50,7 @@ class Meetings:
         node: NodeId,
     ) -> None:
         self._node = node
-        self._alive: frozenset[NodeId] = frozenset()
+        self._presence = Presence(store, audience, node, clock=clock)
         self._store = store
         self._media = media
         self._rules = rules
@@ -199,8 +195,7 @@ class Meetings:
         Raises:
             StoreError: The store does not answer.
         """
-        now = self._clock()
-        self._alive = await self._store.beat(self._node, until=now + LIVES_S, now=now)
+        await self._presence.beat()
         for room in await self._store.left_alone():
             if room not in self._meetings:
                 await self._take_up(room)
@@ -225,7 +220,7 @@ class Meetings:
         meeting = self[room]
         record = await meeting.journal.record()
         meeting.journal.note(record)
-        await meeting.places.lose_connections({who: partial(self._is_gone, who) for who in record.state.members})
+        await meeting.places.lose_connections(self._presence.lost(record.state, even_away=True))
         meeting.tasks.run_in_background(meeting.turns.finish_staged())
         meeting.tasks.run_in_background(meeting.rooms.restore())
         if record.state.doomed:
@@ -242,18 +237,17 @@ class Meetings:
             self._interrupted.discard(room)
 
     async def _give_grace(self, meeting: Meeting) -> None:
-        state = (meeting.journal.newest or await meeting.journal.record()).state
-        connected = (who for who, member in state.members.items() if member.returns_until is None)
-        gone = [who for who in connected if self._is_gone(who, state)]
-        if gone:
-            await meeting.places.lose_connections({who: partial(self._is_gone, who) for who in gone})
+        if lost := self._presence.lost((meeting.journal.newest or await meeting.journal.record()).state):
+            await meeting.places.lose_connections(lost)
+        await self._let_in_again(meeting)
 
-    def _is_gone(self, participant: ParticipantId, state: MeetingState) -> bool:
-        """Whether somebody is here by a process that is gone, or by this one and without a session."""
-        member = state.members.get(participant)
-        if member is not None and member.node == self._node:
-            return not self._audience.of(state.room, participant)
-        return member is not None and member.node not in self._alive
+    async def _let_in_again(self, meeting: Meeting) -> None:
+        """Whoever was taken for gone, since this process was not heard of, is here by the session that they have."""
+        state = (meeting.journal.newest or await meeting.journal.record()).state
+        if sessions := self._presence.given_up(state):
+            await self._presence.beat_if_late()
+            if await meeting.places.reconnect({session.id: session for session in sessions}):
+                log.warning("let_in_again", room=meeting.room, participants=len(sessions))
 
     def restore_rooms(self) -> None:
         """LiveKit is back, perhaps without its rooms."""
@@ -267,6 +261,8 @@ class Meetings:
             return
         meeting.journal.note(commit.record, commit.entry)
         self._audience.tell(commit)
+        if commit.entry.node != self._node and any(isinstance(each, ConnectionLost) for each in commit.entry.changes):
+            meeting.tasks.run_in_background(until_done(partial(self._let_in_again, meeting)))
         if not commit.record.state.goes_on and commit.entry.node != self._node:
             # Whoever ended it may be gone before its rooms are.
             meeting.tasks.run_in_background(meeting.rooms.delete_doomed())
@@ -320,10 +316,7 @@ class Meetings:
         self._is_open = False
         await finish(self._meetings.values(), within_s=within_s)
         await self._background.end()  # a beat after the last one would have others wait for it
-        await leave(self._audience, self._end_beat)
-
-    async def _end_beat(self) -> None:
-        await self._store.beat(self._node, until=self._clock(), now=self._clock())
+        await leave(self._audience, self._presence.end)
 
     async def close(self) -> None:
         """End all that runs for them; what was committed stays in the store."""
@@ -335,4 +328,4 @@ class Meetings:
         await self._background.end()
         for session in tuple(self._audience.everybody()):
             self._audience.drop(session)
-        await leave(self._audience, self._end_beat)  # if it was not handed over before
+        await leave(self._audience, self._presence.end)  # if it was not handed over before

@@ -64,8 +64,7 @@ class ModerationModule:
         self._audience = Audience(self._clock)
         self._parts: Parts | None = None
         self._stack = AsyncExitStack()
-        self._is_entered = False
-        self._listens = False
+        self._is_entered = self._listens = False
         self._embedded: EmbeddedServer | None = None
         self._webhook_url = self.settings.moderation_webhook_url
 

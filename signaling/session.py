@@ -83,8 +83,7 @@ class Session:
         self._held_back: list[tuple[int, Delivery]] = []
         self.has_entered = False
         self._moving = 0
-        self._is_over = False
-        self._is_given_up = False
+        self._is_over = self._is_given_up = self._is_breaking = False
         self._ends: list[tuple[int, EndReason]] = []
         self._join_data: bytes | None = None
         self._join_success: control.JoinSuccess | None = None
@@ -192,8 +191,9 @@ class Session:
 
     def note_entered(self) -> None:
         """The participant is in the meeting by this session: what came before may be of one that is over by now."""
-        self.has_entered = True
-        self._held_back, self._ends = [], []
+        if not self.has_entered:  # and not taken for gone meanwhile
+            self.has_entered = True
+            self._held_back, self._ends = [], []
 
     def note_moved(self, revision: int) -> None:
         """The participant belongs into another room, by a commit that may have been made elsewhere."""
@@ -245,6 +245,7 @@ class Session:
     async def _disconnect(self) -> None:
         if self._is_over or self._give_way():
             return
+        self._is_breaking = True  # also if it may have been written, and is to be tried again
         await self._meeting.places.lose_connections({self.id: self.has_place})
         self.finish()
 
@@ -253,6 +254,10 @@ class Session:
         member = state.members.get(self.id)
         is_newest = member is not None and member.session == self.key
         return is_newest and not self._is_over and not self._audience.is_being_taken_over(self)
+
+    def keeps_place(self, state: MeetingState) -> bool:
+        """Whether it is, and the participant is connected: whoever takes them for gone is wrong."""
+        return self.has_entered and not self._is_breaking and not self._is_given_up and self.has_place(state)
 
     def give_up(self) -> None:
         """Whoever let the participant in does not want to know any more: nothing is delivered from here on."""

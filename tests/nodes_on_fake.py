@@ -21,14 +21,14 @@ import signaling.livekit.connection
 import signaling.testing.webhooks
 from signaling import Delivery, ModerationModule, Participant, Role, Session, Settings
 from signaling.core.announcements import Everyone, Only
-from signaling.core.changes import Entered
+from signaling.core.changes import ConnectionLost, Entered, TimedOut
 from signaling.core.effects import Presence
 from signaling.core.policy import publishable
 from signaling.core.state import MeetingState
 from signaling.errors import SignalingError, WebhookRefused
 from signaling.identifiers import LiveKitRoom, ParticipantId, RoomId, SessionId
 from signaling.livekit.roster import presence_of
-from signaling.meetings import LIVES_S
+from signaling.presence import LIVES_S
 from signaling.stores.contract import Commit, Record, Staged, Unstaged, fold
 from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.participants import JoinRefused, PublishRefused
@@ -330,6 +330,7 @@ class World:
         self._judge_log()
         self._judge_livekit()
         self._judge_results()
+        self._judge_presence()
         for node, session in self.sessions:
             self._judge_events(node, session)
         bugs = [line for line in self.logs if "exception" in line]
@@ -390,6 +391,25 @@ class World:
                     self.check(command_id in self.audited, f"{result} is not in the log")
                 elif error is not None and error not in UNKNOWN and not result["outcomes"]:
                     self.check(command_id not in self.audited, f"{result} was refused, and is in the log")
+
+    def _judge_presence(self) -> None:
+        """Nobody is taken for gone whose node was heard of, and no session is interrupted whose place is kept."""
+        before, timed_out = MeetingState(ROOM), set[SessionId | None]()
+        for commit in self.shared.history[ROOM]:
+            entry = commit.entry
+            assert entry.node is not None
+            heard = [alive for at, alive in self.shared.beats[entry.node] if BEGAN_AT + at <= entry.at]
+            for change in entry.changes:
+                if isinstance(change, ConnectionLost):
+                    for who in change.participants & before.members.keys():
+                        is_gone = before.members[who].node not in heard[-1] - {entry.node}
+                        self.check(is_gone, f"{who} is taken for gone, and their node was heard of: {entry}")
+                elif isinstance(change, TimedOut):
+                    timed_out |= {before.members[who].session for who in change.participants & before.members.keys()}
+            before = commit.record.state
+        for _, session in self.sessions:
+            is_interrupted = session._ended.done() and session._ended.result() == "interrupted"
+            self.check(not is_interrupted or session.key in timed_out, f"{session.id} was interrupted needlessly")
 
     def _judge_events(self, node: Node, session: Session) -> None:
         """What a session was told of commits is a run of them without a gap; of one that goes on, to the end."""

@@ -8,9 +8,11 @@ import pytest
 from livekit.protocol import models
 
 import signaling.meetings
+import signaling.presence
 from signaling import Role
 from signaling.core.participants import Source
 from signaling.identifiers import BreakoutId, SessionId
+from signaling.meeting.meeting import Meeting
 from signaling.stores.memory import MemoryStore
 from signaling.testing.fake_room_service import Change, FakeRoomService
 from signaling.testing.webhooks import sign_webhook, webhook_of
@@ -104,10 +106,14 @@ async def test_the_people_of_a_node_that_is_gone_have_the_grace_to_come_back_any
 async def test_a_node_that_says_nothing_for_long_counts_as_gone(
     fake: FakeRoomService, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signaling.meetings, "LIVES_S", 1.0)
+    async def nothing(_: Meeting) -> None:
+        """As if it heard nothing either."""
+
+    monkeypatch.setattr(signaling.presence, "LIVES_S", 1.0)
     async with meeting_on_fake(fake, store=store) as one, meeting_on_fake(fake, store=store) as other:
         await one.join("alice", Role.MODERATOR)
         await other.join("bob")
+        monkeypatch.setattr(other.module._entered.meetings, "_let_in_again", nothing)
         for task in tuple(other.module._entered.meetings._background):
             task.cancel()
         async with asyncio.timeout(10):

@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from signaling import BreakoutId, Role
-from signaling.identifiers import ParticipantId, RoomId
+from signaling.identifiers import NodeId, ParticipantId, RoomId
+from signaling.presence import LIVES_S
 from signaling.stores.contract import Commit, Record
 from tests.nodes_on_fake import ROOM, Node, World
 from tests.stores.shared_store import LEASE_S, Planned, SharedStore, Trouble
 
-PAUSES_S: Final = (0.3, 2.0)
-"""How long something goes wrong: shorter and longer than a deadline."""
+PAUSES_S: Final = (0.3, 2.0, LEASE_S + 0.01, LIVES_S + 5, LIVES_S + 10)
+"""How long something goes wrong: shorter, longer than a deadline, a lease, a node's life, and the grace after that."""
 LEASE_PAUSE: Final = 2
 """Just longer than a lease: whoever has taken the turn over is in the middle of it."""
-LONGER_PAUSES_S: Final = (LEASE_S + 0.01,)
 GAPS_S: Final = (0.0, 0.001, 0.004, 0.02, 0.3, 2.0)
 PEOPLE: Final = ("bob", "carol", "dave")
 Action = Callable[[World, Node, int], None]
@@ -122,10 +122,6 @@ class Schedule:
     nodes: int = 2
 
 
-def _pause_s(number: int) -> float:
-    return (*PAUSES_S, *LONGER_PAUSES_S)[number]
-
-
 def run(schedule: Schedule, make_store: type[SharedStore] = SharedStore) -> World:
     """Run a schedule, and judge what has come of it."""
     world = World(schedule.nodes, make_store)
@@ -137,7 +133,7 @@ def run(schedule: Schedule, make_store: type[SharedStore] = SharedStore) -> Worl
         world.pass_time(1)
         for number, step, trouble, pause in schedule.faults:
             link = world.nodes[number % len(world.nodes)].link
-            planned = Planned(TROUBLES[trouble % len(TROUBLES)], _pause_s(pause))
+            planned = Planned(TROUBLES[trouble % len(TROUBLES)], PAUSES_S[pause])
             link.planned[link.steps + 1 + step] = planned
         for number, action, who, gap in schedule.acts:
             node = world.nodes[number % len(world.nodes)]
@@ -147,7 +143,7 @@ def run(schedule: Schedule, make_store: type[SharedStore] = SharedStore) -> Worl
         world.pass_time(2)
         for node in world.nodes:
             node.link.planned.clear()
-        world.pass_time(max((_pause_s(pause) for _, _, _, pause in schedule.faults), default=0))
+        world.pass_time(max((PAUSES_S[pause] for _, _, _, pause in schedule.faults), default=0))
         world.settle()
         world.judge()
     finally:
@@ -189,10 +185,24 @@ def test_whatever_goes_wrong_nothing_is_lost(schedule: Schedule) -> None:
         Schedule(((0, 22, 2, 3), (1, 15, 2, 5), (0, 1, 0, 5)), ()),
         # The store does not say who looks after a meeting that nobody is in any more.
         Schedule(((1, 22, 0, 2), (0, 15, 2, 1), (0, 19, 1, 4), (1, 16, 2, 3)), ((1, 38, 0, 0),)),
+        # Another node finishes what is staged, and LiveKit has not answered the one that staged it.
+        Schedule(((1, 13, 1, 5),), ((1, 6, 4, 2),)),
     ],
 )
 def test_what_went_wrong_once_does_not_again(schedule: Schedule) -> None:
     run(schedule)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "pause", "ends_as"), [(3, 3, None), (3, 4, "interrupted"), (7, 3, None), (7, 4, "interrupted")]
+)
+def test_whose_node_is_not_heard_of_stays_if_it_is_before_their_place_is_given_up(
+    trouble: int, pause: int, ends_as: str | None
+) -> None:
+    world = run(Schedule(((0, 3, 0, 4),), ((0, 11, trouble, pause),)))
+    ended = {session.id: session._ended.result() for _, session in world.sessions if session._ended.done()}
+    assert ended == ({} if ends_as is None else dict.fromkeys(("mod-0", "bob", "dave"), ends_as))
+    assert [line["log_level"] for line in world.logs if line["event"] == "node_was_silent"] == ["warning"]
 
 
 def test_a_schedule_happens_the_same_way_each_time() -> None:
@@ -224,6 +234,13 @@ class AnswersBeforeCommit(SharedStore):
             return False
         self._spawn(super().append(commit, fence=fence))
         return True
+
+
+class KnowsOfNobodyElse(SharedStore):
+    """Each node takes the others for gone."""
+
+    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
+        return frozenset({node}) & await super().beat(node, until=until, now=now)
 
 
 class HearsLate(SharedStore):
@@ -263,6 +280,7 @@ DURING_A_TURN = st.builds(
     [
         (WithoutFence, DURING_A_TURN, "is staged over|concludes what was not staged"),
         (AnswersBeforeCommit, SCHEDULES, "is not in the log"),
+        (KnowsOfNobodyElse, SCHEDULES, "is taken for gone"),
         (HearsLate, SCHEDULES, "has not heard"),
         (TellsTwice, SCHEDULES, "heard .* instead of"),
     ],

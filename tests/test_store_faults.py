@@ -9,6 +9,7 @@ import structlog
 
 from signaling import Role, StoreError
 from signaling.identifiers import ParticipantId, RoomId
+from signaling.meeting.meeting import Meeting
 from signaling.stores.contract import FellBack, FellBehind
 from signaling.testing.fake_room_service import FakeRoomService
 from tests.links import SharedStore
@@ -245,3 +246,101 @@ async def test_what_a_meeting_lost_that_nobody_here_is_in_is_only_logged(nodes: 
     with structlog.testing.capture_logs() as logs:
         store.links[1].fail(FellBack(ROOM, None, ()))
     assert [line["event"] for line in logs] == ["state_rolled_back"]
+
+
+@pytest.fixture
+async def paused(fake: FakeRoomService, store: SharedStore) -> AsyncIterator[Nodes]:
+    """Two processes, the second of which has Bob, and was taken for gone while it was paused."""
+    async with AsyncExitStack() as stack:
+        one, other = [
+            await stack.enter_async_context(
+                meeting_on_fake(fake, store=store.link(), moderation_disconnect_grace_s=60, moderation_sweep_s=60)
+            )
+            for _ in range(2)
+        ]
+        yield one, other
+
+
+async def test_whoever_was_taken_for_gone_goes_on_by_their_session(paused: Nodes, store: SharedStore) -> None:
+    one, other = paused
+    alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
+    before = await store.read(ROOM)
+    await lose_bob(one, store)
+    assert await connected(store) == {"alice"}
+    with structlog.testing.capture_logs() as logs:
+        store.links[1].resume()
+        await until_connected(store, "alice", "bob")
+        await until(lambda: any(line["event"] == "let_in_again" for line in logs))
+    assert [(line["room"], line["participants"]) for line in logs if line["event"] == "let_in_again"] == [(ROOM, 1)]
+    after = await store.read(ROOM)
+    assert before is not None
+    assert after is not None
+    assert after.state.members == before.state.members
+    await alice.send("enable_microphone_restrictions", unrestricted_participants=[])
+    await bob.until_told("microphone_restrictions_enabled")
+    assert not bob.session.is_over
+    assert [each.payload["message"] for each in alice.inbox if each.payload.get("id") == "bob"] == ["joined"]
+
+
+async def test_whoever_was_taken_for_gone_is_let_in_again_by_the_next_beat_at_the_latest(
+    paused: Nodes, store: SharedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_: Meeting) -> None:
+        """As if that had not come to it."""
+
+    one, other = paused
+    await one.join("alice", Role.MODERATOR)
+    await other.join("bob")
+    await lose_bob(one, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(other.module._entered.meetings, "_let_in_again", nothing)
+        store.links[1].resume()
+    assert await connected(store) == {"alice"}
+    await other.module._entered.meetings.beat()
+    assert await connected(store) == {"alice", "bob"}
+
+
+@pytest.mark.parametrize("how", ["disconnect", "leave"])
+async def test_whoever_goes_meanwhile_is_not_let_in_again(paused: Nodes, store: SharedStore, how: str) -> None:
+    one, other = paused
+    await one.join("alice", Role.MODERATOR)
+    bob = await other.join("bob")
+    await lose_bob(one, store)
+    there = other.module._entered.meetings
+    async with there[ROOM].journal._writing:
+        going = asyncio.create_task(bob.session.leave() if how == "leave" else bob.session.disconnect())
+        await asyncio.wait({going}, timeout=0.02)
+        store.links[1].resume()
+    await going
+    await there.beat()
+    assert await connected(store) == {"alice"}
+
+
+async def test_a_store_that_fails_is_asked_again_to_let_them_in(
+    paused: Nodes, store: SharedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[object] = []
+
+    async def fails(*args: object, **_: object) -> None:
+        failed.append(args)
+        raise StoreError("it is away")
+
+    one, other = paused
+    await one.join("alice", Role.MODERATOR)
+    await other.join("bob")
+    await lose_bob(one, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", fails)
+        store.links[1].resume()
+        await until(lambda: bool(failed))
+    await until_connected(store, "alice", "bob")
+
+
+async def test_a_node_that_was_not_heard_of_for_long_says_so(paused: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = paused[1].module._entered.meetings
+    with structlog.testing.capture_logs() as logs:
+        await other.beat()
+        monkeypatch.setattr(other._presence, "_said_at", asyncio.get_running_loop().time() - 17)
+        await other.beat()
+        await other.beat()
+    assert [line["silent_s"] for line in logs if line["event"] == "node_was_silent"] == [pytest.approx(17, abs=0.5)]

@@ -1,5 +1,6 @@
 """What is asked for: by moderators, by members, and by the host itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,13 @@ class LoseConnections:
 
     participants: frozenset[ParticipantId]
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Their connections are not gone after all: those who are still here by these sessions keep their places."""
+
+    sessions: Mapping[ParticipantId, SessionId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,7 @@ HostCommand = (
     | Depart
     | DepartUnlessBack
     | LoseConnections
+    | Reconnect
     | Move
     | ChangeRole
     | End

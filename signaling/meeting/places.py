@@ -4,14 +4,14 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Final, Protocol
 
-from signaling.core.commands import DepartUnlessBack, LoseConnections
+from signaling.core.commands import DepartUnlessBack, LoseConnections, Reconnect
 from signaling.core.decisions import Refusal
 from signaling.core.state import MeetingState
 from signaling.entrance import Entrance
 from signaling.errors import StoreError
-from signaling.identifiers import CONTROLLER, ParticipantId
+from signaling.identifiers import CONTROLLER, ParticipantId, SessionId
 from signaling.meeting.agreement import Agreement
 from signaling.meeting.due import Due
 from signaling.meeting.journal import Journal
@@ -21,6 +21,15 @@ MOST_EXTENDED_S: Final = 300.0
 """For how much longer than the grace places are kept at most, while nobody can be let in at once."""
 REMOVED_UNSEEN: Final = 8
 """How many people who have gone are removed from LiveKit without looking who is there; a list is one call."""
+
+
+class Session(Protocol):
+    """Somebody's way into the meeting."""
+
+    key: SessionId
+
+    def keeps_place(self, state: MeetingState) -> bool:
+        """Whether the participant is connected by it, and nobody has taken their place over."""
 
 
 class Places:
@@ -88,6 +97,19 @@ class Places:
             if self._losing is asyncio.current_task():  # it came to nothing, as everybody who waits is told
                 self._losing = None
                 self._lost.clear()
+
+    async def reconnect(self, sessions: Mapping[ParticipantId, Session]) -> bool:
+        """
+        Have those whose places are kept be here as before, by the sessions that they have; whether there was anybody.
+
+        Raises:
+            StoreError: Nothing changed.
+        """
+
+        def choose(state: MeetingState) -> Reconnect:
+            return Reconnect({who: session.key for who, session in sessions.items() if session.keeps_place(state)})
+
+        return not isinstance(await self._journal.decide(CONTROLLER, choose), Refusal)
 
     def end(self, state: MeetingState) -> dict[ParticipantId, float]:
         """

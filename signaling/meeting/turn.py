@@ -275,8 +275,7 @@ class Turns:
                 seen = await self._enforcing.carry_out(decision)
             except MediaServerUnavailable:
                 if not decision.holds:
-                    await self._roll_back(decision)
-                    return Refusal("livekit_unavailable")
+                    return Refusal("livekit_unavailable") if await self._roll_back(decision) else OVER
                 concerned = _concerned(decision, (await self._journal.record()).state)
                 seen = Seen(dict.fromkeys(concerned, Finding.UNANSWERED))
                 self._due.doubt(concerned)
@@ -304,11 +303,12 @@ class Turns:
 
         return isinstance(await self._journal.commit(draft, fence=self._lease.fence), Committed)
 
-    async def _roll_back(self, decision: Decision) -> None:
-        await self._stage(None)
+    async def _roll_back(self, decision: Decision) -> bool:
+        """Have a decision staged no longer; not if another process has finished it, for which LiveKit has answered."""
+        was_staged = await self._stage(None)
         # Calls that went unanswered may have been carried out all the same.
-        state = (await self._journal.record()).state
-        self._due.doubt(_concerned(decision, state))
+        self._due.doubt(_concerned(decision, (await self._journal.record()).state))
+        return was_staged
 
     async def _conclude(self, decision: Decision, seen: Seen, origin: Origin | None = None) -> Conclusion | Refusal:
         def draft(record: Record) -> Draft | Refusal:

@@ -29,13 +29,14 @@ from signaling.core.commands import (
     Move,
     NoteCame,
     NoteRoomDeleted,
+    Reconnect,
 )
 from signaling.core.decisions import Decision, Refusal, refusal_of
 from signaling.core.effects import Agree, Mute
 from signaling.core.participants import ALL_SOURCES, SCREEN_SOURCES, Kind, Participant, Role
 from signaling.core.policy import publishable
 from signaling.core.state import Came, Member, Popout, new_meeting
-from signaling.identifiers import CONTROLLER, BreakoutId, Identity, ParticipantId
+from signaling.identifiers import CONTROLLER, BreakoutId, Identity, ParticipantId, SessionId
 from signaling.messages import control, moderation
 from tests.core.meetings import (
     ALICE,
@@ -497,6 +498,25 @@ def test_somebodys_time_to_come_back_is_over() -> None:
     decision = decided(state, CONTROLLER, DepartUnlessBack(frozenset({BOB}), AT + 10), at=AT + 11)
     assert decision.changes == (TimedOut(frozenset({BOB}), AT + 11),)
     assert (decision.sender, decision.holds) == (CONTROLLER, True)
+
+
+def test_who_was_taken_for_gone_is_here_again_as_before_by_the_session_that_they_have() -> None:
+    state = after(
+        MEETING, (BOB, RAISE), *((CONTROLLER, Enter(somebody(who), session=SessionId(who))) for who in (BOB, CAROL))
+    )
+    lost = after(state, (CONTROLLER, LoseConnections(frozenset({BOB, CAROL}), AT + 10)))
+    sessions = {BOB: SessionId(BOB), CAROL: SessionId("older"), ParticipantId("eve"): SessionId("eve")}
+    decision = decided(lost, CONTROLLER, Reconnect(sessions))
+    assert decision.changes == (Entered(BOB, state.members[BOB]),)
+    again = after(lost, (CONTROLLER, Reconnect(sessions)))
+    assert again.members == {**lost.members, BOB: state.members[BOB]}
+    assert refused(again, CONTROLLER, Reconnect(sessions)) == ("nothing_to_do", None)
+
+
+def test_nobody_is_here_again_whose_session_is_not_known() -> None:
+    state = after(MEETING, (CONTROLLER, LoseConnections(frozenset({BOB}), AT + 10)))
+    assert state.members[BOB].session is None
+    assert refused(state, CONTROLLER, Reconnect({})) == ("nothing_to_do", None)
 
 
 def test_all_whose_time_is_over_are_one_decision_and_nobody_else_is() -> None:

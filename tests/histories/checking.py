@@ -215,13 +215,14 @@ def _bounds(
 ) -> tuple[list[float], list[float]]:
     """Between when and when each entry took effect, by what was asked before it and answered after it."""
     begins, ends = [-math.inf] * len(log), [math.inf] * len(log)
+    joining = dict(joined)  # whoever was taken for gone enters again by the session that they have
     for index, commit in enumerate(log):
         entry = commit.entry
         if (frame := known.get(entry.revision)) is not None and frame.number in asked:
             begins[index] = frame.at
             ends[index] = _ends_of(frame)
         for change in entry.changes:
-            if isinstance(change, Entered) and (sitting := joined.get(change.member.session)) is not None:
+            if isinstance(change, Entered) and (sitting := joining.pop(change.member.session, None)) is not None:
                 begins[index] = sitting.asked_at
                 ends[index] = math.inf if sitting.joined_at is None else sitting.joined_at
     for index in range(1, len(log)):
@@ -423,7 +424,7 @@ def _ends(sitting: Sitting, entry: Entry) -> bool:
     """Whether the session ends by this commit: another one of the same person begins, or the meeting is over."""
     for change in entry.changes:
         if isinstance(change, Entered) and change.participant == sitting.participant:
-            return True
+            return sitting.key is None or change.member.session != sitting.key
         if isinstance(change, Ended):
             return True
     return False

@@ -250,6 +250,8 @@ class Shared:
         self.leases = Leases(lease_s)
         self.history: defaultdict[RoomId, list[Commit]] = defaultdict(list)
         """Every commit that was ever made, also of meetings that are forgotten."""
+        self.beats: defaultdict[NodeId, list[tuple[float, frozenset[NodeId]]]] = defaultdict(list)
+        """When each node said that it lives, and who else did by then, as the store counts."""
         self.views: list[SharedStore] = []
         self._notice_s = notice_s
 
@@ -263,6 +265,12 @@ class Shared:
         for view in self.views:
             asyncio.get_running_loop().call_later(self._notice_s, view.hear, room, context=view.context)
         return True
+
+    async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
+        """A node lives."""
+        alive = await self.kept.beat(node, until=until, now=now)
+        self.beats[node].append((asyncio.get_running_loop().time(), alive))
+        return alive
 
 
 # --- What a node sees --------------------------------------------------------------------------------------------
@@ -423,7 +431,7 @@ class SharedStore(Store):
 
     async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
         """A node lives."""
-        return await self.link.carry("beat", lambda: self._shared.kept.beat(node, until=until, now=now))
+        return await self.link.carry("beat", lambda: self._shared.beat(node, until=until, now=now))
 
     async def left_alone(self) -> tuple[RoomId, ...]:
         """The meetings after which no node looks."""

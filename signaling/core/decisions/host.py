@@ -37,6 +37,7 @@ from signaling.core.commands import (
     NoteCame,
     NoteRoomDeleted,
     NoteUnmutedAgain,
+    Reconnect,
 )
 from signaling.core.decisions.decision import Decision, Refusal
 from signaling.core.decisions.reach import with_sound
@@ -81,6 +82,15 @@ def decide_for_host(state: MeetingState, command: HostCommand, now: float, comma
                 return Refusal("nothing_to_do")
             lost = (ConnectionLost(present, until),)
             return Decision(command_id, "lose_connections", CONTROLLER, now, lost, holds=True)
+        case Reconnect(sessions):
+            back = tuple(
+                Entered(who, replace(member, returns_until=None))
+                for who, member in state.members.items()
+                if member.returns_until is not None and who in sessions and sessions[who] == member.session
+            )
+            if not back:
+                return Refusal("nothing_to_do")
+            return Decision(command_id, "reconnect", CONTROLLER, now, back, holds=True)
         case Move(participant, breakout, is_action):
             if participant not in state.members:
                 return Refusal("nothing_to_do")
