@@ -14,7 +14,7 @@ import signaling.stores.redis.store
 import signaling.stores.redis.turns
 from signaling.core.changes import Ended
 from signaling.errors import StoreError, TurnLost
-from signaling.identifiers import CommandId, NodeId
+from signaling.identifiers import CommandId, NodeId, RoomId
 from signaling.stores.contract import AuditEntry, Commit, Fault, FellBack, FellBehind
 from signaling.stores.redis import RedisStore, scripts
 from signaling.stores.redis.scripts import Keys
@@ -238,6 +238,42 @@ async def test_a_node_that_was_away_makes_up_for_what_it_missed(redis: RedisServ
         assert other.faults == []
         await append(other.store, 6)
         assert other.revisions == [2, 3, 4, 5, 6]
+
+
+async def test_after_it_was_away_each_meeting_is_looked_at_once_and_nobody_is_warned_again(
+    redis: RedisServer, proxy: FaultProxy
+) -> None:
+    rooms = [RoomId(f"room-{number}") for number in range(250)]
+    async with nodes(url_of(proxy.port)) as [node]:
+        for room in rooms:
+            await append(node.store, 1, room)
+            node.store.follow(room)
+            await node.store.read(room)
+        async with Calls(redis) as calls:
+            with capture_logs() as logs:
+                cut(proxy)
+                await until(lambda: not node.store._link.answers)
+                await proxy.accept()
+                await until(lambda: node.store._news.is_subscribed and node.store._link.answers)
+                await asyncio.gather(*node.store._tasks)
+        assert calls["hmget"] == len(rooms)
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
+
+
+async def test_a_beat_looks_at_a_part_of_many_meetings_and_six_beats_at_all(redis: RedisServer) -> None:
+    rooms = [RoomId(f"room-{number}") for number in range(301)]
+    async with nodes(redis.url) as [node]:
+        for room in rooms:
+            await append(node.store, 1, room)
+            node.store.follow(room)
+            await node.store.read(room)
+        async with Calls(redis) as calls:
+            await node.store.beat(NodeId("here"), until=5, now=0)
+        assert calls["hmget"] == 51
+        async with Calls(redis) as calls:
+            for _ in range(5):
+                await node.store.beat(NodeId("here"), until=5, now=0)
+        assert calls["hmget"] == 250
 
 
 async def test_who_is_away_for_long_says_so(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:

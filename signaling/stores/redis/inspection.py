@@ -32,7 +32,7 @@ async def inspect(link: Link, *, is_new: bool = False) -> str:
     Look whether it can be used.
 
     Args:
-        is_new: It was not looked at before: what may be done there is tried too.
+        is_new: It was not looked at before: what is to be warned of was not, and what may be done there is tried too.
 
     Returns:
         The epoch: another one another time means that everything was lost.
@@ -43,7 +43,7 @@ async def inspect(link: Link, *, is_new: bool = False) -> str:
     """
     try:
         for info in await _infos(link):
-            _look_at(info, link.address)
+            _look_at(info, link.address, warns=is_new)
         epoch = await _epoch(link)
         if is_new:
             await check_rights(link)
@@ -61,7 +61,7 @@ async def _infos(link: Link) -> list[dict[str, Any]]:
     return [await client.info()]
 
 
-def _look_at(info: Mapping[str, Any], where: Address) -> None:
+def _look_at(info: Mapping[str, Any], where: Address, *, warns: bool) -> None:
     _look_at_mode(str(info.get("redis_mode", "standalone")), where)
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
@@ -77,7 +77,7 @@ def _look_at(info: Mapping[str, Any], where: Address) -> None:
             f"MODERATION_STORE_URL: {where} drops what is kept when memory runs out: maxmemory-policy is {policy}, "
             "and must be noeviction"
         )
-    if not int(info.get("aof_enabled", 0)):
+    if warns and not int(info.get("aof_enabled", 0)):
         log.warning("store_without_append_only_file", store=str(where), consequence="a crash of Redis loses commits")
 
 

@@ -120,6 +120,17 @@ class Link:
         """
         return await self._ask(lambda: self.client.execute_command(*command))
 
+    async def call_all(self, commands: Sequence[Sequence[str | bytes | float]]) -> list[Any]:
+        """What Redis answers to each of these, asked at once; raises what `call` does."""
+
+        async def ask() -> list[Any]:
+            pipeline = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute())
+
+        return await self._ask(ask)  # type: ignore[no-any-return]
+
     async def run(self, script: Script, keys: Sequence[str], *arguments: str | bytes | float) -> Any:  # noqa: ANN401
         """What a script gives; raises what `call` does."""
 

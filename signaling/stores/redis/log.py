@@ -27,6 +27,8 @@ ENDED_S: Final = 3_600.0
 """For how long it is known that a meeting has ended, and was not lost."""
 LEAST_BYTES: Final = 64 * 1024
 """A log that weighs less than this needs no snapshot."""
+HEAD: Final = ("revision", "entry", "forgotten")
+"""How far a log goes, and which way."""
 _PASSED: Final = 32
 """Commits of a meeting of which a notice that comes late is known to say nothing new."""
 
@@ -82,7 +84,8 @@ class MeetingLog:
         """Notices that wait for what is under way here, or must be asked about."""
 
     @property
-    def _revision(self) -> int:
+    def revision(self) -> int:
+        """The newest that is known."""
         return self.record.revision if self.record else 0
 
     # --- Reading -------------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ class MeetingLog:
 
     def _goes_on_with(self, notice: Notice) -> bool:
         """Go on with a commit, if it follows the newest that is known: whether it did."""
-        follows = self._is_known and (notice.revision, notice.before) == (self._revision + 1, self._entry)
+        follows = self._is_known and (notice.revision, notice.before) == (self.revision + 1, self._entry)
         if not follows or not notice.data:
             return False
         try:
@@ -162,17 +165,22 @@ class MeetingLog:
     async def _catch_up(self) -> None:
         self._go_on()
         self._heard.clear()  # what is asked for now is newer
-        known = self._revision
-        head = tuple(await self._link.call("HMGET", self._keys.head, "revision", "entry", "forgotten"))
-        self._go_on()  # with what was published meanwhile; so the answer may be older than what is known by now
-        is_passed = head[0] is not None and int(head[0]) >= known and head[1] in self._passed and not head[2]
-        if not self._is_known or (head != self._head and not is_passed):
+        known = self.revision
+        head = await self._link.call("HMGET", self._keys.head, *HEAD)
+        self._go_on()  # with what was published meanwhile
+        if not self.agrees_with(head, known):
             await self._read()
             self._go_on()
 
+    def agrees_with(self, head: Sequence[bytes | None], known: int) -> bool:
+        """Whether Redis' answer, asked for `HEAD` when that revision was known, says nothing that is not known."""
+        revision, entry, forgotten = head  # perhaps of before something that was published meanwhile
+        is_passed = revision is not None and int(revision) >= known and entry in self._passed and not forgotten
+        return self._is_known and (is_passed or tuple(head) == self._head)
+
     async def _read(self) -> None:
         keys = (self._keys.head, self._keys.log, self._keys.snapshot, self._keys.ended)
-        kind, about, *found = await self._link.run(scripts.READ, keys, self._revision, self._entry)
+        kind, about, *found = await self._link.run(scripts.READ, keys, self.revision, self._entry)
         revision, entry, forgotten, life, weight, snapshot_bytes, ended = about
         try:
             match kind:
@@ -206,18 +214,13 @@ class MeetingLog:
         entries, snapshot, since, oldest = found
         before = self.record
         lost = await self._losses.commands() if before is not None and self.is_followed else None
-        was_known, is_same = self._is_known, life == self._life
+        was_known, is_same, has_ended = self._is_known, life == self._life, ended == self._life
         self.record, self._entry = _whole(self.room, int(since), snapshot, entries), newest
-        if lost is None or before is None:
-            if was_known and self.is_followed:
-                self._losses.fall_behind("it began while nothing was heard of it")
-        elif not is_same and (ended == self._life or not before.state.goes_on):
-            if before.state.goes_on:
-                self._losses.fall_behind("it has ended, and another has begun")
-        elif is_same and before.revision < int(oldest):
-            self._losses.fall_behind(f"entries before revision {int(oldest)} are kept no longer")
-        else:
-            self._losses.fall_back(self.record, lost)
+        if before is not None and lost is not None:
+            oldest = int(oldest) if is_same else None
+            self._losses.judge(before, self.record, lost, oldest=oldest, has_ended=has_ended)
+        elif was_known and self.is_followed:
+            self._losses.fall_behind("it began while nothing was heard of it")
 
     async def _note_gone(self, ended: bytes) -> None:
         """It is not kept: never was, has ended, or was lost."""
@@ -256,9 +259,9 @@ class MeetingLog:
             StoreError: Redis does not answer.
         """
         async with self._lock:
-            if not self._is_known or self._revision != commit.entry.revision - 1:
+            if not self._is_known or self.revision != commit.entry.revision - 1:
                 await self._catch_up()
-                if self._revision != commit.entry.revision - 1:
+                if self.revision != commit.entry.revision - 1:
                     return False
             is_first, asked = commit.entry.revision == 1, self._asked
             if is_first:
@@ -308,7 +311,7 @@ class MeetingLog:
         """Drop the meeting, if this is its newest revision; whether it was. Not to be cancelled."""
         async with self._lock:
             await self._catch_up()
-            if self._revision != revision or not revision:
+            if self.revision != revision or not revision:
                 return False
             keys = self._keys
             names = (keys.head, keys.ended, keys.log, keys.snapshot, keys.ids, keys.audit, keys.commands)
@@ -324,11 +327,11 @@ class MeetingLog:
         """What followed this revision; `None` when that is not known (any more)."""
         async with self._lock:
             await self._catch_up()
-            if self.record is None or not 0 <= after <= self._revision:
+            if self.record is None or not 0 <= after <= self.revision:
                 return None
-            found = await self._link.call("XRANGE", self._keys.log, f"{after + 1}-1", f"{self._revision}-1")
+            found = await self._link.call("XRANGE", self._keys.log, f"{after + 1}-1", f"{self.revision}-1")
         entries = tuple(load_entry(fields[b"d"]) for _, fields in found)
-        is_whole = len(entries) == self._revision - after
+        is_whole = len(entries) == self.revision - after
         return entries if is_whole else None
 
 

@@ -62,6 +62,26 @@ class Losses:
             raise StoreError(f"meeting {self._room}: {error}") from error
         log.error("meeting_put_aside", room=self._room, keys=f"{self._keys.head}{name}", error=str(error))
 
+    def judge(
+        self, before: Record, record: Record, lost: tuple[CommandId, ...], *, oldest: int | None, has_ended: bool
+    ) -> None:
+        """
+        Tell why what was known is not in the log.
+
+        Args:
+            before: What was known.
+            record: What is kept.
+            oldest: The first revision of the entries that are kept; `None` if it is another meeting of that name.
+            has_ended: Whether the one that was known has.
+        """
+        if oldest is None and (has_ended or not before.state.goes_on):
+            if before.state.goes_on:
+                self.fall_behind("it has ended, and another has begun")
+        elif oldest is not None and before.revision < oldest:
+            self.fall_behind(f"entries before revision {oldest} are kept no longer")
+        else:
+            self.fall_back(record, lost)
+
     def fall_back(self, record: Record | None, lost: tuple[CommandId, ...]) -> None:
         """It is an older one now: these commands are lost."""
         self._recent.clear()

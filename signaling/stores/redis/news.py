@@ -63,6 +63,7 @@ class News:
         self._on_turn = on_turn
         self._on_subscribed = on_subscribed
         self._subscribed = asyncio.Event()
+        self._is_subscribed = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -87,6 +88,11 @@ class News:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether whatever is published is heard, as far as is known."""
+        return self._is_subscribed
 
     async def _run(self) -> None:
         while True:
@@ -117,6 +123,7 @@ class News:
                 is_pinged = False
                 match message["type"]:
                     case "subscribe":
+                        self._is_subscribed = True
                         self._subscribed.set()
                         self._on_subscribed()
                     case "message":
@@ -124,6 +131,7 @@ class News:
                     case _:
                         pass  # the answer to a ping
         finally:
+            self._is_subscribed = False
             await subscription.aclose()  # type: ignore[no-untyped-call]
 
     def _note(self, news: bytes) -> None:

@@ -25,6 +25,7 @@ from signaling.stores.contract import (
 from signaling.stores.redis import scripts
 from signaling.stores.redis.address import Address
 from signaling.stores.redis.directory import Directory
+from signaling.stores.redis.following import Following
 from signaling.stores.redis.inspection import inspect
 from signaling.stores.redis.link import Link
 from signaling.stores.redis.log import MeetingLog
@@ -75,6 +76,7 @@ class RedisStore(Store):
     def _make(self) -> None:
         self._link = Link(self._address, on_back=self._on_back, on_long_away=self._on_long_away, long_s=FOLLOWS_S)
         self._directory = Directory(self._link)
+        self._following = Following(self._link, lambda: (each for each in self._logs.values() if each.is_followed))
         self._turns = Turns(self._link)
         self._news = News(
             self._link, on_commit=self._on_news, on_turn=self._turns.wake, on_subscribed=self._on_subscribed
@@ -232,10 +234,10 @@ class RedisStore(Store):
         return self._turns.of(room)
 
     async def beat(self, node: NodeId, *, until: float, now: float) -> frozenset[NodeId]:
-        """A node lives until then at least; all that live now. What was missed of meetings is made up for."""
+        """A node lives until then at least; all that live now. What was missed of some meetings is made up for."""
         self._check_service()
         alive = await self._directory.beat(node, until=until, now=now)
-        await self._look_at_everything()
+        await self._following.look_at_some()
         return alive
 
     async def look_after(self, room: RoomId, node: NodeId, *, now: float) -> bool:
@@ -274,45 +276,35 @@ class RedisStore(Store):
     def _on_news(self, room: RoomId, notice: Notice | None) -> None:
         known = self._logs.get(room)
         if known is not None and known.is_followed and not known.hear(notice):
-            self._in_background(self._catch_up(known))
-
-    async def _catch_up(self, known: MeetingLog, *, is_in_doubt: bool = False) -> None:
-        try:
-            await (known.refresh() if is_in_doubt else known.catch_up())
-        except StoreError as error:
-            log.info("not_followed", room=known.room, error=str(error))  # tried again when Redis answers
+            self._in_background(self._following.go_on(known, known.catch_up()))
 
     def _on_subscribed(self) -> None:
         self._turns.wake_all()
-        self._in_background(self._look_at_everything())
+        self._in_background(self._following.look_at_all())
 
     def _on_back(self) -> None:
         self._turns.wake_all()
-        self._in_background(self._compare_epochs())
+        # What begins to listen anew looks at the meetings then.
+        self._in_background(self._go_on(looks=self._news.is_subscribed))
 
-    async def _compare_epochs(self) -> None:
+    async def _go_on(self, *, looks: bool) -> None:
+        """Redis answers again, perhaps another one than before, or with less."""
         try:
             epoch = await inspect(self._link)
-        except SignalingError as error:
-            log.warning(
-                "store_unfit", error=str(error)
-            )  # what is asked of it says so too; the next beat looks at meetings
+        except SignalingError as error:  # what is asked of it says so too; the next beats look at the meetings
+            log.warning("store_unfit", error=str(error))
             return
         if epoch != self._epoch:
             log.error("store_began_anew", store=str(self._address))
             self._epoch = epoch
-        await self._look_at_everything()
+        if looks:
+            await self._following.look_at_all()
 
     def _on_long_away(self) -> None:
         reason = f"{self._address} has not answered for {FOLLOWS_S:g} s"
         log.warning("store_fell_behind", reason=reason)
         for listener in self._fault_listeners:
             listener(FellBehind(None, reason))
-
-    async def _look_at_everything(self) -> None:
-        for known in tuple(self._logs.values()):
-            if known.is_followed:
-                await self._catch_up(known, is_in_doubt=True)
 
     # --- Carefully -----------------------------------------------------------------------------------------------
 
