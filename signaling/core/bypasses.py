@@ -1,7 +1,7 @@
 """Media that go by another name than their own: what a client says of a track is a claim, and rights go by claims."""
 
 from signaling.core.effects import Presence, Track
-from signaling.core.enforcement import is_exempt
+from signaling.core.enforcement import allowable, is_exempt
 from signaling.core.participants import Source
 from signaling.core.policy import is_service, publishable
 from signaling.core.state import MeetingState
@@ -39,5 +39,8 @@ def unaccompanied(state: MeetingState, presence: Presence) -> tuple[Track, ...]:
 def _kept_from(state: MeetingState, presence: Presence) -> frozenset[Source]:
     if is_exempt(state, presence):
         return frozenset()
-    allowed = publishable(ParticipantId(presence.identity), state, is_service=is_service(presence))
+    if is_service(presence):
+        allowed = publishable(ParticipantId(presence.identity), state, is_service=True)
+    else:  # a stranger's token may say less than the meeting does
+        allowed = allowable(state, presence)
     return frozenset(Source) - frozenset(allowed)

@@ -1,5 +1,7 @@
 """Media that go by another name than their own."""
 
+from dataclasses import replace
+
 import pytest
 
 from signaling.core.applying import apply
@@ -13,12 +15,14 @@ from tests.core.meetings import (
     ALICE,
     BOB,
     CAMERA,
+    DAVE,
     MAIN,
     MEETING,
     MICROPHONE,
     RECORDER,
     SCREEN,
     SCREEN_AUDIO,
+    allowing,
     joined,
     somebody,
 )
@@ -64,6 +68,18 @@ def test_who_may_speak_gets_round_nothing() -> None:
     assert bypassing(QUIET, publishing(disguised, who=ALICE)) == ()
     recorded = joined(QUIET, somebody(RECORDER, kind=Kind.RECORDER, role=Role.USER))
     assert bypassing(recorded, publishing(disguised, who=RECORDER)) == ()
+
+
+def test_a_stranger_may_not_publish_what_they_did_not_come_with_under_the_name_of_what_they_did() -> None:
+    disguised, seen = track(CAMERA, is_sound=True), track(CAMERA, is_sound=False)
+    only_seen = replace(publishing(disguised, seen, who=DAVE), permission=allowing(CAMERA))
+    assert bypassing(MEETING, only_seen) == (disguised,)
+    assert bypassing(MEETING, replace(only_seen, permission=allowing(CAMERA, MICROPHONE))) == ()
+    assert bypassing(MEETING, replace(only_seen, identity=Identity(BOB))) == (), "LiveKit is about to allow Bob more"
+    assert bypassing(MEETING, replace(only_seen, is_hidden=True)) == (), "a service has nothing but its token"
+    sound = track(SCREEN_AUDIO, is_sound=True)
+    only_screen = replace(publishing(sound, who=DAVE), permission=allowing(SCREEN, SCREEN_AUDIO))
+    assert unaccompanied(MEETING, only_screen) == (sound,)
 
 
 def test_the_sound_of_a_screen_needs_a_screen_or_a_grant() -> None:
