@@ -64,8 +64,8 @@ class _Step:
             self._callback(*args)
 
 
-class ProcessesLoop(TimelessLoop):
-    """A loop whose time jumps, for processes and what is none."""
+class _OfProcesses(asyncio.SelectorEventLoop):
+    """A loop for processes and what is none."""
 
     def call_soon(  # type: ignore[override]
         self,
@@ -93,3 +93,11 @@ class ProcessesLoop(TimelessLoop):
         step = _Step(process, callback)
         step.handle = handle = super().call_at(when, step, *args, context=context)
         return handle
+
+
+class ProcessesLoop(_OfProcesses, TimelessLoop):
+    """The same, whose time jumps."""
+
+
+class RealProcessesLoop(_OfProcesses):
+    """The same in real time; what a process that stands still is sent is kept for it, as a kernel would."""

@@ -218,6 +218,8 @@ class Nodes:
         seed: What chance makes of it; though a set is gone through in another order in each process.
     """
 
+    livekit_timeout_s = 2.0
+
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)  # noqa: S311 - the same again, which no secret may be
         self.history = History()
@@ -229,7 +231,7 @@ class Nodes:
         self.requests: dict[str, str] = {}
         self.wrong: list[str] = []
         self.stack = ExitStack()
-        self.stack.enter_context(structlog.testing.capture_logs())
+        self.logs = self.stack.enter_context(structlog.testing.capture_logs())
         self.loop = self._loop()
         self.loop.set_exception_handler(lambda _, context: self.wrong.append(f"{context}"))
 
@@ -258,6 +260,10 @@ class Nodes:
         """What a node has of the store."""
         return self.store
 
+    def _connector(self) -> aiohttp.BaseConnector:
+        """A node's way to LiveKit."""
+        return Direct(self.fake)
+
     # --- Processes -----------------------------------------------------------------------------------------------
 
     async def open(self, count: int = 3) -> None:
@@ -274,9 +280,10 @@ class Nodes:
             livekit_url=self.fake.url,
             livekit_api_key=self.fake.api_key,
             livekit_api_secret=self.fake.api_secret,
+            moderation_livekit_timeout_s=self.livekit_timeout_s,
         )
         module = ModerationModule(settings, store=store, clock=self.clock)
-        with patch.object(aiohttp, "TCPConnector", lambda **_: Direct(self.fake)):
+        with patch.object(aiohttp, "TCPConnector", lambda **_: self._connector()):
             await module.__aenter__()
         node = Node(f"node-{self._names}", module, store)
         self.nodes.append(node)
@@ -327,6 +334,8 @@ class Nodes:
         number = self.history.joining(ROOM, who, at=self.now(), node=node.name)
 
         def deliver(delivery: Delivery) -> None:
+            if node.store.is_cut_off:
+                return
             self._note(who, delivery)
             self.history.delivered(number, delivery.namespace, delivery.payload, delivery.transaction_id, at=self.now())
 
@@ -336,14 +345,14 @@ class Nodes:
         try:
             session = await node.module.join(ROOM, participant, deliver=deliver, extensions=extensions)
         except ParticipantBanned:
-            self.history.kept_out(number, "banned", at=self.now())
+            if not node.store.is_cut_off:
+                self.history.kept_out(number, "banned", at=self.now())
             return None
         except (StoreError, SessionEnded):
             return None
-        self.history.joined(number, at=self.now(), key=session.key, revision=session._since)
         if node.store.is_cut_off:
-            self._has_ended(number, None)
             return None
+        self.history.joined(number, at=self.now(), key=session.key, revision=session._since)
         node.connections[number] = session
         session.ended.add_done_callback(
             lambda ended: None if ended.cancelled() else self._has_ended(number, ended.result())

@@ -5,33 +5,22 @@ from collections import Counter
 import pytest
 
 from tests.histories.checking import nobody_left_over, violations
-from tests.histories.nodes import ROOM, Nodes, some_history
+from tests.histories.counting import seen
+from tests.histories.nodes import Nodes, some_history
 from tests.histories.recording import History
 
 RUNS = 8
 """In each of so many tests."""
 
 
+HARD = ("unanswered", "unavailable", "refused", "carried out", "taken over", "kept out", "finished later")
+MUCH = {"at once": 20 * RUNS, "told much": 10 * RUNS, "audited": 50 * RUNS}
+"""What is to be in the histories, and how often at least: without that, nothing would be found whatever is wrong."""
+
+
 def all_wrong(history: History) -> list[str]:
     """What is wrong with a history that ended when all had been quiet for long."""
     return [*violations(history), *nobody_left_over(history)]
-
-
-def seen(history: History) -> Counter[str]:
-    """What a history has of what makes it hard."""
-    found = Counter[str]()
-    for frame in history.frames:
-        answer = frame.answer
-        error = None if answer is None else answer.payload.get("error")
-        found["unanswered"] += answer is None
-        found["unavailable"] += error == "unavailable"
-        found["refused"] += error == "insufficient_permissions"
-        found["carried out"] += error is None
-    found["taken over"] = sum(sitting.why == "taken_over" for sitting in history.sittings)
-    found["kept out"] = sum(sitting.kept_out is not None for sitting in history.sittings)
-    finished = (commit.entry for commit in history.log[ROOM] if commit.entry.audit is not None)
-    found["finished later"] = sum(entry.origin is None for entry in finished)
-    return found
 
 
 @pytest.mark.parametrize("first", range(0, 3 * RUNS, RUNS))
@@ -48,8 +37,9 @@ def test_it_is_one_meeting_though_answers_are_lost_and_nodes_are_cut_off() -> No
         wrong = all_wrong(history)
         assert not wrong, f"seed {seed}: {wrong[0]}"
         found += seen(history)
-    hard = {"unanswered", "unavailable", "refused", "carried out", "taken over", "kept out", "finished later"}
-    assert hard == {what for what, times in found.items() if times}, found
+    for what, least in {**dict.fromkeys(HARD, 1), **MUCH}.items():
+        assert found[what] >= least, found
+    assert found["judged"] > 0.8 * found["asked"], found
 
 
 async def _ask_a_node_that_lags(nodes: Nodes) -> None:
