@@ -52,8 +52,9 @@ async def _leave_places(sessions: Iterable[Connected]) -> None:
     for session in sessions:
         left[session.meeting][session.id] = session.has_place
     losing = (meeting.places.lose_connections(lost) for meeting, lost in left.items())
-    for failed in await asyncio.gather(*losing, return_exceptions=True):
-        if isinstance(failed, StoreError):
-            log.warning("hand_over_failed", error=str(failed))
-        elif failed is not None:
+    failures = [failed for failed in await asyncio.gather(*losing, return_exceptions=True) if failed is not None]
+    for failed in failures:
+        if not isinstance(failed, StoreError):
             raise failed
+    if failures:
+        log.warning("hand_over_failed", error=str(failures[0]), meetings=len(failures))

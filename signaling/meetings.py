@@ -64,6 +64,7 @@ class Meetings:
         self._background = Background()
         self._warns_of_missing_webhooks = True
         self._is_open = True
+        self._is_handed_over = False
         self.closed = ClosedRooms(store, media, self._is_in_use, clock=clock, look_s=rules.sweep_s)
 
     # --- One meeting ---------------------------------------------------------------------------------------------
@@ -317,6 +318,7 @@ class Meetings:
         await finish(self._meetings.values(), within_s=within_s)
         await self._background.end()  # a beat after the last one would have others wait for it
         await leave(self._audience, self._presence.end)
+        self._is_handed_over = True
 
     async def close(self) -> None:
         """End all that runs for them; what was committed stays in the store."""
@@ -328,4 +330,5 @@ class Meetings:
         await self._background.end()
         for session in tuple(self._audience.everybody()):
             self._audience.drop(session)
-        await leave(self._audience, self._presence.end)  # if it was not handed over before
+        if not self._is_handed_over:
+            await leave(self._audience, self._presence.end)
