@@ -85,6 +85,7 @@ class Row:
         what: The quantity.
         where: The situation; rows that differ only in `n` make a series.
         baseline_is: What the baseline did.
+        is_paired: Whether each of the measured has the one of the baseline beside it that was taken in the same round.
     """
 
     benchmark: str
@@ -96,10 +97,13 @@ class Row:
     baseline: Sequence[float] = ()
     baseline_is: str = "-"
     goal: Goal | None = None
+    is_paired: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """Of the medians; `None` when there is nothing to divide by."""
+        """Of the medians, or the median of the pairs'; `None` when there is nothing to divide by."""
+        if self.is_paired and len(self.measured) == len(self.baseline) and all(self.baseline):
+            return median(above / below for above, below in zip(self.measured, self.baseline, strict=True))
         below = median(self.baseline) if self.baseline else 0
         return median(self.measured) / below if below else None
 

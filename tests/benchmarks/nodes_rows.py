@@ -245,8 +245,10 @@ async def _commands(hosts: Mapping[str, SpreadHost], options: Options) -> AsyncI
     for quantity, title, unit in (("rate", what, "/s"), ("cpu", cpu, "ms")):
         of = {name: each[quantity] for name, each in taken.items()}
         goal = Goal(2.2, at_least=True) if quantity == "rate" else None
-        yield _row(title, _ONE, _LOADED_ROOM, unit, of[_ONE], of[_SQLITE], _ALIKE_SQLITE)
-        yield _row(title, _THREE, _LOADED_ROOM, unit, of[_THREE], of[_ONE], _ALIKE_ONE, goal)
+        one = _row(title, _ONE, _LOADED_ROOM, unit, of[_ONE], of[_SQLITE], _ALIKE_SQLITE)
+        three = _row(title, _THREE, _LOADED_ROOM, unit, of[_THREE], of[_ONE], _ALIKE_ONE, goal)
+        yield replace(one, is_paired=True)
+        yield replace(three, is_paired=True)
     yield _row(redis, _ONE, _LOADED_ROOM, "ms", taken[_ONE]["redis"])
     yield _row(redis, _THREE, _LOADED_ROOM, "ms", taken[_THREE]["redis"], taken[_ONE]["redis"], _ALIKE_ONE)
 
@@ -257,7 +259,12 @@ def _at_once(options: Options) -> tuple[int, ...]:
 
 
 def _loading(host: SpreadHost, people: Sequence[Listener], options: Options) -> Variant:
-    """The most hands a second, of several loads, with which 99 of 100 are told in time to somebody on the same node."""
+    """
+    The most hands a second, of several loads, with which 99 of 100 are told in time to somebody on the same node.
+
+    Which load that is is sought once; what is measured then are runs of their own, and a load that does not hold in one
+    of them gives way to the next lower one. 0 if none does.
+    """
     count, rooms = len(host.hosts), max(_at_once(options))
     # `fill` takes turns between the rooms: the people of one are so far apart.
     meetings = [people[number::rooms] for number in range(rooms)]
@@ -275,18 +282,31 @@ def _loading(host: SpreadHost, people: Sequence[Listener], options: Options) -> 
                 await heard
             took.append(ms_since(began_at))
 
+    async def run(at_once: int) -> tuple[float, Sample]:
+        took: list[float] = []
+        began_at, cpu, redis = time.perf_counter(), host.cpu_s(), host.redis_cpu_s()
+        until = began_at + options.seconds / 3
+        await asyncio.gather(*(one(number, until, took) for number in range(at_once)))
+        rate, each = len(took) / (time.perf_counter() - began_at), 1e3 / len(took)
+        cost = {"cpu": (host.cpu_s() - cpu) * each, "redis": (host.redis_cpu_s() - redis) * each}
+        return quantiles(took, n=100)[-1], {"rate": rate, **cost}
+
+    loads = list(_at_once(options))
+    is_sought = True
+
     async def load() -> Sample:
-        best = {"rate": 0.0, "cpu": 0.0, "redis": 0.0}
-        for at_once in _at_once(options):
-            took: list[float] = []
-            began_at, cpu, redis = time.perf_counter(), host.cpu_s(), host.redis_cpu_s()
-            until = began_at + options.seconds / 3
-            await asyncio.gather(*(one(number, until, took) for number in range(at_once)))
-            rate = len(took) / (time.perf_counter() - began_at)
-            if best["rate"] == 0 or (rate > best["rate"] and quantiles(took, n=100)[-1] <= _MOST_MS):
-                each = 1e3 / len(took)
-                best = {"rate": rate, "cpu": (host.cpu_s() - cpu) * each, "redis": (host.redis_cpu_s() - redis) * each}
-        return best
+        nonlocal is_sought
+        if is_sought:  # in the round that does not count
+            held = [at_once for at_once in loads if (await run(at_once))[0] <= _MOST_MS]
+            loads[:] = held or loads[:1]
+            is_sought = False
+        while True:
+            p99, found = await run(loads[-1])
+            if p99 <= _MOST_MS:
+                return found
+            if len(loads) == 1:
+                return {**found, "rate": 0.0}
+            loads.pop()
 
     return load
 
