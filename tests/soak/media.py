@@ -31,10 +31,16 @@ _REMOVED: Final = "PARTICIPANT_REMOVED"
 
 
 class LoudVoice:
-    """Somebody in the crowd, who speaks whenever LiveKit lets them, and comes back by what LiveKit gave them."""
+    """
+    Somebody in the crowd, who speaks whenever LiveKit lets them, and comes back by what LiveKit gave them.
+
+    Attributes:
+        is_missing: Whether they are in the meeting and not in LiveKit, as of the last look.
+    """
 
     def __init__(self, media: "Media", name: str, behaviour: Behaviour) -> None:
         self.wants_credentials = False
+        self.is_missing = True
         self._media = media
         self._name = name
         self._behaviour = behaviour
@@ -74,6 +80,7 @@ class LoudVoice:
 
     def look(self, *, is_wanted: bool) -> None:
         """If they are not in LiveKit, or not heard, they try to be, when that `is_wanted`."""
+        self.is_missing = is_wanted and not self.is_in
         if self._entering is not None and self._entering.done():
             self._entering = None
         if not is_wanted or not self._credentials or self._entering or self.is_in or time.monotonic() < self._tries_at:
@@ -208,8 +215,8 @@ class Media:
             ear.look(is_wanted=True)
 
     def missing(self) -> int:
-        """How many are not in LiveKit who have been told how to be."""
-        return sum(bool(voice._credentials) and not voice.is_in for voice in self._voices)
+        """How many are in their meetings, and not in LiveKit."""
+        return sum(voice.is_missing for voice in self._voices)
 
     def listening(self) -> int:
         """In how many meetings somebody listens just now."""

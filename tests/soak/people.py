@@ -24,6 +24,7 @@ _CONNECTING_S: Final = 6
 _PATIENCE_S: Final = 20
 _OF_THE_CONNECTION: Final = frozenset({"moderation"})
 """Why the server closes, after the last event of the meeting; see `docs/protocol.md`."""
+_LOOKS_EVERY_S: Final = 0.5
 _EXTENSIONS: Final = frozenset({"livekit_moderation", "control"})
 
 
@@ -166,17 +167,17 @@ class Person:
         """Whether they are connected."""
         return self.seat is not None and self.seat.goes_on
 
-    async def live(self, quiet: asyncio.Event, over: asyncio.Event) -> None:
-        """Come, act until it is to be quiet, stay until it is over."""
+    async def live(self, quiet: asyncio.Event, over: asyncio.Event, *, within_s: float) -> None:
+        """Come within that time, act until it is to be quiet, stay until it is over."""
+        await _until(over, self._chance.uniform(0, within_s))
         while not over.is_set():
             if not self.is_in:
                 if not await self.come():
-                    await self._bell.until(over.is_set, self._chance.uniform(0.2, 1))
-                continue
-            if quiet.is_set():
-                await self._bell.until(lambda: over.is_set() or not self.is_in, 1)
+                    await _until(over, self._chance.uniform(0.2, 1))
+            elif quiet.is_set():
+                await _until(over, _LOOKS_EVERY_S)
             else:
-                await self._bell.until(quiet.is_set, self._chance.expovariate(1 / self._pause_s))
+                await _until(quiet, self._chance.expovariate(1 / self._pause_s))
                 if not quiet.is_set():
                     await self._act()
 
@@ -232,22 +233,39 @@ class Person:
         else:
             await self.seat.ask("control", {"action": chance.choice(["raise_hand", "lower_hand"])})
 
-    async def look(self) -> None:
-        """What has come is recorded, and LiveKit is joined by it, or with what is asked for."""
+    def look(self) -> bool:
+        """
+        What has come is recorded, and LiveKit is joined by it.
+
+        Returns:
+            Whether what LiveKit is joined with has to be asked for, see `renew`.
+        """
         for seat in self.seats:
             seat.record()
         self.seats = [seat for seat in self.seats if seat.goes_on]
         if self._voice is None or self.seat is None:
-            return
+            return False
         if self.seat.credentials:
             self._voice.allow(self.seat.credentials)
             self.seat.credentials = {}
-        elif self._voice.wants_credentials and self.is_in:
-            self._voice.wants_credentials = False
-            with suppress(TimeoutError, WebSocketException, OSError):
-                async with asyncio.timeout(_CONNECTING_S):
-                    await self.seat.client.send("create_new_access_token")
         self._voice.look(is_wanted=self.is_in)
+        return self._voice.wants_credentials and self.is_in
+
+    async def renew(self) -> None:
+        """Ask for what LiveKit is joined with."""
+        assert self._voice is not None
+        assert self.seat is not None
+        self._voice.wants_credentials = False
+        with suppress(TimeoutError, WebSocketException, OSError):
+            async with asyncio.timeout(_CONNECTING_S):
+                await self.seat.client.send("create_new_access_token")
+
+
+async def _until(event: asyncio.Event, within_s: float) -> None:
+    """Wait for that, and no longer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
 
 
 def names(size: int) -> list[str]:

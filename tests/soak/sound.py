@@ -74,7 +74,7 @@ class Sound(Protocol):
         """Who listens comes back if they have to."""
 
     def missing(self) -> int:
-        """How many are not in LiveKit who have been told how to be."""
+        """How many are in their meetings, and not in LiveKit."""
 
     def listening(self) -> int:
         """In how many meetings somebody listens just now."""
