@@ -22,8 +22,10 @@ from tests.soak.bell import Bell
 _READY_S: Final = 30
 _STOP_S: Final = (15.0,)
 _ANSWERS_S: Final = 5
-_AFTER_S: Final = 17.0
-"""A beat, the grace and a little: for so long after an outage a node still finds out whom it has lost meanwhile."""
+_AFTER_S: Final = 6.0
+"""A beat and a little: for so long after an outage a node still finds out whom it has lost meanwhile."""
+_UNHEARD_S: Final = 30.0
+"""For how long a node may have been taken for gone, at most, that says now that it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Node:
         self._bell = bell
         self._in_room: Counter[tuple[str, str]] = Counter()
         self._outages: list[list[float]] = []
+        self._let_in_again: list[float] = []
         self._log = (directory / f"{self.name}.log").open("w")
         self._settings = settings
         self._child: ChildProcess | None = None
@@ -170,7 +173,8 @@ class Node:
     @property
     def outages(self) -> list[tuple[float, float]]:
         """From when until when it could not say that it lives."""
-        return [(began_at, ended_at) for began_at, ended_at in (each for each in self._outages if len(each) > 1)]
+        by_us = [(each[0], each[1]) for each in self._outages if len(each) > 1]
+        return [*by_us, *((at - _UNHEARD_S, at) for at in self._let_in_again)]
 
     def outage_before(self, at: float) -> float | None:
         """When the outage began by which a session may have been lost that ended then."""
@@ -229,6 +233,8 @@ class Node:
         self._in_room[event, str(told.get("room"))] += 1
         if event == "store_back":
             self.away_s.append(float(told["away_s"]))
+        elif event == "let_in_again":
+            self._let_in_again.append(time.time())
         if "exception" in told:
             self.broken.append(f"{event}: {str(told['exception'])[-600:]}")
         self._bell.ring()

@@ -24,6 +24,8 @@ _CONNECTING_S: Final = 6
 _PATIENCE_S: Final = 20
 _OF_THE_CONNECTION: Final = frozenset({"moderation"})
 """Why the server closes, after the last event of the meeting; see `docs/protocol.md`."""
+_SOON_S: Final = 1.0
+_BANNED_S: Final = 10.0
 _LOOKS_EVERY_S: Final = 0.5
 _EXTENSIONS: Final = frozenset({"livekit_moderation", "control"})
 
@@ -36,6 +38,8 @@ class Seat:
         goes_on: Whether the client is connected.
         ends_with: The last frame that is recorded; none is yet while there is no such.
         is_done: Whether that has come.
+        credentials: The newest for LiveKit that were not looked at.
+        is_without: Whether the newest could not be made, since LiveKit did not answer.
     """
 
     def __init__(self, number: int, node: Node, client: SignalingClient, bell: Bell, history: History) -> None:
@@ -43,12 +47,13 @@ class Seat:
         self.goes_on = True
         self.ends_with: Callable[[Received], bool] = lambda _: False
         self.is_done = False
+        self.is_without = False
         self._bell = bell
         self._history = history
         self._recorded = 0
         self._transactions = 0
         self._offset_s = time.time() - time.monotonic()
-        self._is_left = False
+        self._left_at: float | None = None
         self._watching = asyncio.create_task(self._until_closed())
         self._command_ids: list[str] = []
         self._request = "none"
@@ -85,7 +90,7 @@ class Seat:
 
     async def leave(self, code: int) -> None:
         """Close the connection with this code."""
-        self._is_left = True
+        self._left_at = time.time()
         try:
             async with asyncio.timeout(_CONNECTING_S):
                 await self.client.close(code)
@@ -110,6 +115,9 @@ class Seat:
                 self._request = frame.payload["request_id"]
             if frame.message == "credentials":
                 self.credentials = frame.payload
+                self.is_without = False
+            if frame.message == "error" and frame.payload.get("error") == "livekit_unavailable":
+                self.is_without = True
             self.is_done = self.ends_with(frame)
 
     async def _until_closed(self) -> None:
@@ -121,9 +129,8 @@ class Seat:
         await reading
         self.record()
         if not self.is_done:
-            outage_at = None if self._is_left else self.node.outage_before(ended_at)
-            ended_at = ended_at if outage_at is None else outage_at
-            self._history.ended(self.number, None, at=ended_at)
+            began_at = self._left_at or self.node.outage_before(ended_at)
+            self._history.ended(self.number, None, at=ended_at if began_at is None else began_at)
         self._bell.ring()
 
 
@@ -161,6 +168,7 @@ class Person:
         self._chance = chance
         self._pause_s = pause_s
         self._voice = voice
+        self._patience_s = _SOON_S
 
     @property
     def is_in(self) -> bool:
@@ -172,8 +180,9 @@ class Person:
         await _until(over, self._chance.uniform(0, within_s))
         while not over.is_set():
             if not self.is_in:
+                self._patience_s = _SOON_S
                 if not await self.come():
-                    await _until(over, self._chance.uniform(0.2, 1))
+                    await _until(over, self._chance.uniform(self._patience_s / 5, self._patience_s))
             elif quiet.is_set():
                 await _until(over, _LOOKS_EVERY_S)
             else:
@@ -198,6 +207,7 @@ class Person:
         except SignalingRefused as refused:
             if refused.error == "banned":
                 self._history.kept_out(session, "banned", at=time.time())
+                self._patience_s = _BANNED_S
             return False
         except (TimeoutError, NotTold, WebSocketException, OSError):
             if client._connection is not None:
@@ -249,13 +259,13 @@ class Person:
             self._voice.allow(self.seat.credentials)
             self.seat.credentials = {}
         self._voice.look(is_wanted=self.is_in)
-        return self._voice.wants_credentials and self.is_in
+        return self.is_in and (self._voice.wants_credentials or self.seat.is_without)
 
     async def renew(self) -> None:
         """Ask for what LiveKit is joined with."""
         assert self._voice is not None
         assert self.seat is not None
-        self._voice.wants_credentials = False
+        self._voice.wants_credentials = self.seat.is_without = False
         with suppress(TimeoutError, WebSocketException, OSError):
             async with asyncio.timeout(_CONNECTING_S):
                 await self.seat.client.send("create_new_access_token")

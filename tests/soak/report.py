@@ -42,6 +42,7 @@ class Report:
     acknowledged: int = 0
     refused: int = 0
     unanswered: int = 0
+    let_in_again: int = 0
     joins: int = 0
     moves: int = 0
     commits: int = 0
@@ -92,6 +93,7 @@ def table(report: Report) -> Sequence[str]:
         *((f"fault: {kind.replace('_', ' ')}", times) for kind, times in sorted(report.faults.items())),
         ("faults", report.faults.total()),
         *((f"seen: {what}", times) for what, times in report.seen.items()),
+        ("meetings in which others took people of a node for gone, who were let in again", report.let_in_again),
         ("sessions, moves to breakouts and back", f"{report.joins:,}, {report.moves:,}"),
         ("commits, webhooks accepted", f"{report.commits:,}, {report.webhooks:,}"),
         ("commands acknowledged", f"{report.acknowledged:,}"),

@@ -303,6 +303,7 @@ class Soak:
             report.webhooks += await node.webhooks()
         report.broken += witness.broken
         report.seen = {str(what): times for what, times in self._seen().items()}
+        report.let_in_again = sum(node.seen["let_in_again"] for node in self._nodes)
         report.commits = witness.commits
         report.joins = sum(person.joins for person in self._people)
         report.beyond = [f"{who}, longer than {ONE_NODE_S:g} s" for who in hearing.beyond]

@@ -103,6 +103,7 @@ class SilentVoice:
         self._fake = fake
         self._name = name
         self._credentials: dict[str, Any] = {}
+        self._is_used = False
         self._tries_at = 0.0
 
     def allow(self, credentials: dict[str, Any]) -> None:
@@ -110,6 +111,7 @@ class SilentVoice:
         if self._credentials and self._credentials["room"] != credentials["room"]:
             self.leave()
         self._credentials = credentials
+        self._is_used = False
         self._tries_at = 0.0
 
     def leave(self) -> None:
@@ -130,7 +132,11 @@ class SilentVoice:
                     return
                 self._fake.publish(room, self._name, _MICROPHONE)
                 return
+            if self._is_used:  # it was removed, or LiveKit began anew
+                self.wants_credentials = True
+                return
             self._fake.join(room, self._name, token=self._credentials["token"])
+            self._is_used = True
             self._fake.publish(room, self._name, _MICROPHONE)
         except JoinRefused:
             self.wants_credentials = True
