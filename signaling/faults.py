@@ -1,5 +1,6 @@
 """What a store says that went wrong with it, and what follows from that for the meetings of this process."""
 
+from collections.abc import Callable
 from typing import assert_never
 
 import structlog
@@ -16,11 +17,22 @@ log = structlog.get_logger(__name__)
 
 
 class Faults:
-    """Takes in what the store says of itself."""
+    """
+    Takes in what the store says of itself.
 
-    def __init__(self, meetings: Meetings, audience: Audience) -> None:
+    Args:
+        clock: Seconds since the epoch.
+
+    Attributes:
+        rolled_back: Of how many meetings the store has lost something (`meetings`), and when it last did (`at`, seconds
+            since the epoch); `None` if that never happened.
+    """
+
+    def __init__(self, meetings: Meetings, audience: Audience, *, clock: Callable[[], float]) -> None:
+        self.rolled_back: dict[str, float] | None = None
         self._meetings = meetings
         self._audience = audience
+        self._clock = clock
 
     def note(self, fault: Fault) -> None:
         """Something went wrong: begin with what follows from it."""
@@ -47,6 +59,8 @@ class Faults:
         """Go on from the older state: who is not in it comes back, moderators are told, LiveKit is set right."""
         room, ids = fault.room, fault.command_ids
         log.warning("state_rolled_back", room=room, command_ids=len(ids))
+        before = 0 if self.rolled_back is None else self.rolled_back["meetings"]
+        self.rolled_back = {"meetings": before + 1, "at": round(self._clock(), 3)}
         meeting = self._meetings.get(room)
         if meeting is None:
             return

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import structlog
 from signaling import metrics
 from signaling.audience import Audience
 from signaling.background import Background
+from signaling.clock import NodeClock
 from signaling.closed_rooms import ClosedRooms
 from signaling.core.changes import ConnectionLost
 from signaling.entrance import Entrance
@@ -46,7 +47,7 @@ class Meetings:
         audience: Audience,
         entrance: Entrance,
         *,
-        clock: Callable[[], float],
+        clock: NodeClock,
         node: NodeId,
     ) -> None:
         self._node = node
@@ -240,15 +241,7 @@ class Meetings:
     async def _give_grace(self, meeting: Meeting) -> None:
         if lost := self._presence.lost((meeting.journal.newest or await meeting.journal.record()).state):
             await meeting.places.lose_connections(lost)
-        await self._let_in_again(meeting)
-
-    async def _let_in_again(self, meeting: Meeting) -> None:
-        """Whoever was taken for gone, since this process was not heard of, is here by the session that they have."""
-        state = (meeting.journal.newest or await meeting.journal.record()).state
-        if sessions := self._presence.given_up(state):
-            await self._presence.beat_if_late()
-            if await meeting.places.reconnect({session.id: session for session in sessions}):
-                log.warning("let_in_again", room=meeting.room, participants=len(sessions))
+        await self._presence.let_in_again(meeting)
 
     def restore_rooms(self) -> None:
         """LiveKit is back, perhaps without its rooms."""
@@ -263,7 +256,7 @@ class Meetings:
         meeting.journal.note(commit.record, commit.entry)
         self._audience.tell(commit)
         if commit.entry.node != self._node and any(isinstance(each, ConnectionLost) for each in commit.entry.changes):
-            meeting.tasks.run_in_background(until_done(partial(self._let_in_again, meeting)))
+            meeting.tasks.run_in_background(until_done(partial(self._presence.let_in_again, meeting)))
         if not commit.record.state.goes_on and commit.entry.node != self._node:
             # Whoever ended it may be gone before its rooms are.
             meeting.tasks.run_in_background(meeting.rooms.delete_doomed())

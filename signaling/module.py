@@ -10,7 +10,7 @@ from typing import Self
 import structlog
 
 from signaling.audience import Audience
-from signaling.clock import SteadyClock
+from signaling.clock import NodeClock, SteadyClock
 from signaling.core.participants import Participant, Role
 from signaling.entrance import Entrance
 from signaling.errors import ConfigurationError, StoreError
@@ -20,7 +20,7 @@ from signaling.livekit.installation import require
 from signaling.livekit.room_service import RoomService, Trouble
 from signaling.messages import moderation
 from signaling.messages.base import Namespace
-from signaling.parts import Parts, assemble, earliest_now
+from signaling.parts import Parts, assemble
 from signaling.session import Deliver, Session
 from signaling.settings import Settings
 from signaling.stores import open_store
@@ -43,7 +43,7 @@ class ModerationModule:
         settings: From the environment if left out.
         store: Used instead of the one that the settings name; opened and closed by the module.
         clock: Seconds since the epoch; if left out, as the system's clock says now, and from then on evenly, so that
-            nothing lasts longer or shorter when that is set.
+            nothing lasts longer or shorter when that is set. Several nodes go by the store's from their first beat on.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -57,9 +57,7 @@ class ModerationModule:
             self.settings.moderation_store_url, audit_entries=self.settings.moderation_audit_entries
         )
         _check_deadline(self.settings, self._store)
-        self._clock = clock or SteadyClock()
-        self._wall_clock = clock or time.time
-        """For what others have signed by theirs."""
+        self._clock = NodeClock(clock or SteadyClock(), clock or time.time)
         self._entrance = Entrance(self._clock)
         self._audience = Audience(self._clock)
         self._parts: Parts | None = None
@@ -92,7 +90,6 @@ class ModerationModule:
                 audience=self._audience,
                 entrance=self._entrance,
                 clock=self._clock,
-                wall_clock=self._wall_clock,
             )
             media.on_return(parts.meetings.restore_rooms)
             await parts.meetings.closed.load()
@@ -269,9 +266,7 @@ class ModerationModule:
         Raises:
             StoreError: The store does not answer, and nobody may be let in.
         """
-        return await self._store.keep_once(
-            Kept.TICKET, ticket, until=until, now=earliest_now(self._clock, self._wall_clock)
-        )
+        return await self._store.keep_once(Kept.TICKET, ticket, until=until, now=self._clock.earliest())
 
     async def hand_over(self, *, within_s: float = 3) -> None:
         """Let nobody in any more, finish what was begun, keep everybody's place: before a host closes connections."""
@@ -280,6 +275,11 @@ class ModerationModule:
     async def check_store(self) -> None:
         """Return if the store can be written; raises `StoreError` if not."""
         await self._store.check()
+
+    @property
+    def troubles(self) -> dict[str, object]:
+        """What went wrong with the store and with the clock, as far as is known; a field of `/readyz` for each."""
+        return {} if self._parts is None else self._parts.troubles
 
     @property
     def livekit_answers(self) -> bool:

@@ -1,11 +1,10 @@
 """What a module is made of while it is entered."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from signaling.answers import Answers
 from signaling.audience import Audience
+from signaling.clock import NodeClock
 from signaling.controls import Controls
 from signaling.credentials import Credentials
 from signaling.entrance import Entrance
@@ -34,6 +33,13 @@ class Parts:
     controls: Controls
     reports: Reports
     faults: Faults
+    clock: NodeClock
+
+    @property
+    def troubles(self) -> dict[str, object]:
+        """What went wrong with the store and with the clock, as far as is known, by what it is called."""
+        found = {"rolled_back": self.faults.rolled_back, "clock_differs_s": self.clock.differs_s}
+        return {name: what for name, what in found.items() if what is not None}
 
 
 def assemble(
@@ -46,16 +52,14 @@ def assemble(
     media: RoomService,
     audience: Audience,
     entrance: Entrance,
-    clock: Callable[[], float],
-    wall_clock: Callable[[], float],
+    clock: NodeClock,
 ) -> Parts:
     """
     The parts of a process that has begun.
 
     Args:
         url: LiveKit's, for those who run beside us.
-        clock: Seconds since the epoch, for what is ours.
-        wall_clock: The same, for what others have signed.
+        clock: Seconds since the epoch.
     """
     node = new_node_id()
     rules = Rules(
@@ -74,17 +78,7 @@ def assemble(
     answers = Answers(store, audience, credentials)
     joining = Joining(meetings, audience, credentials, answers, entrance, clock=clock, node=node)
     controls = Controls(meetings, audience, joining)
-    webhooks = Webhooks(key, secret, clock=wall_clock)
-    reports = Reports(webhooks, store, meetings, partial(earliest_now, clock, wall_clock))
-    faults = Faults(meetings, audience)
-    return Parts(media, meetings, credentials, answers, joining, controls, reports, faults)
-
-
-def earliest_now(clock: Callable[[], float], wall_clock: Callable[[], float]) -> float:
-    """
-    The time at which nothing that others have signed is over before it is.
-
-    That is checked by the system's clock, which may be stepped: what was used must stay known for as long as it
-    might be valid again.
-    """
-    return min(clock(), wall_clock())
+    webhooks = Webhooks(key, secret, clock=clock.wall)
+    reports = Reports(webhooks, store, meetings, clock.earliest)
+    faults = Faults(meetings, audience, clock=clock)
+    return Parts(media, meetings, credentials, answers, joining, controls, reports, faults, clock)

@@ -8,8 +8,10 @@ from typing import Final
 import structlog
 
 from signaling.audience import Audience, Connected
+from signaling.clock import NodeClock
 from signaling.core.state import MeetingState, Member
 from signaling.identifiers import NodeId, ParticipantId, SessionId
+from signaling.meeting.meeting import Meeting
 from signaling.stores.contract import Store
 
 log = structlog.get_logger(__name__)
@@ -29,7 +31,7 @@ class Presence:
         clock: Seconds since the epoch.
     """
 
-    def __init__(self, store: Store, audience: Audience, node: NodeId, *, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, audience: Audience, node: NodeId, *, clock: NodeClock) -> None:
         self._store = store
         self._audience = audience
         self._node = node
@@ -43,11 +45,12 @@ class Presence:
 
     async def beat(self) -> None:
         """
-        Say that this node lives, and learn who does.
+        Say that this node lives, and learn who does; by the same time as the others, whatever this node's clock says.
 
         Raises:
             StoreError: The store does not answer.
         """
+        await self._clock.compare(self._store.time)
         asked_at, now = asyncio.get_running_loop().time(), self._clock()
         self._alive = await self._store.beat(self._node, until=now + LIVES_S, now=now)
         said_at, self._said_at = self._said_at, asked_at
@@ -102,8 +105,20 @@ class Presence:
             return not self._audience.of(state.room, who)
         return member.node not in self._alive
 
-    def given_up(self, state: MeetingState) -> Sequence[Connected]:
-        """The sessions of those who were taken for gone, since this node was not heard of, and are not."""
+    async def let_in_again(self, meeting: Meeting) -> None:
+        """
+        Have those be here by the sessions that they have who were taken for gone, since this node was not heard of.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        state = (meeting.journal.newest or await meeting.journal.record()).state
+        if sessions := self._given_up(state):
+            await self.beat_if_late()
+            if await meeting.places.reconnect({session.id: session for session in sessions}):
+                log.warning("let_in_again", room=meeting.room, participants=len(sessions))
+
+    def _given_up(self, state: MeetingState) -> Sequence[Connected]:
         return [
             session
             for who, member in state.members.items()

@@ -1,6 +1,7 @@
 """What several nodes share, as each sees it: a store that may lose commits, tell its own time, or be heard late."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, cast
 
 from signaling.identifiers import CommandId, RoomId
@@ -16,9 +17,10 @@ class SharedStore(MemoryStore):
         self.links: list[Link] = []
         self._history: defaultdict[RoomId, list[Commit]] = defaultdict(list)
 
-    def link(self) -> Store:
-        """One node's way here."""
+    def link(self, tells: Callable[[], float] | None = None) -> Store:
+        """One node's way here, and perhaps what time it is for all."""
         self.links.append(link := Link(self))
+        link.tells = tells
         return cast("Store", link)
 
     async def append(self, commit: Commit, *, fence: int | None = None) -> bool:
@@ -51,7 +53,7 @@ class Link:
 
     def __init__(self, store: SharedStore) -> None:
         self.is_paused = False
-        self.now: float | None = None
+        self.tells: Callable[[], float] | None = None
         self._store = store
         self._own: Commit | None = None
         self._unheard: list[Commit] = []
@@ -69,7 +71,7 @@ class Link:
 
     async def time(self) -> float | None:
         """What time it is, if a test says so."""
-        return self.now
+        return None if self.tells is None else self.tells()
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with what is heard here."""

@@ -113,7 +113,7 @@ async def test_a_node_that_says_nothing_for_long_counts_as_gone(
     async with meeting_on_fake(fake, store=store) as one, meeting_on_fake(fake, store=store) as other:
         await one.join("alice", Role.MODERATOR)
         await other.join("bob")
-        monkeypatch.setattr(other.module._entered.meetings, "_let_in_again", nothing)
+        monkeypatch.setattr(other.module._entered.meetings._presence, "let_in_again", nothing)
         for task in tuple(other.module._entered.meetings._background):
             task.cancel()
         async with asyncio.timeout(10):

@@ -1,6 +1,7 @@
 """What follows for meetings when the store says that something went wrong with it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -202,6 +203,8 @@ async def test_moderators_are_told_what_is_lost_and_it_does_not_hold_any_more(no
         store.fall_back(ROOM, kept.revision)
     assert alice.noticed("state_rolled_back") == [{"message": "state_rolled_back", "command_ids": [lost]}]
     assert not bob.noticed("state_rolled_back")
+    rolled_back = other.module.troubles["rolled_back"]
+    assert rolled_back == {"meetings": 1, "at": pytest.approx(time.time(), abs=60)}
     lines = [line for line in logs if line["event"] == "state_rolled_back"]
     assert [(line["log_level"], line["room"], line["command_ids"]) for line in lines] == [("warning", ROOM, 1)] * 2
     await until(lambda: one.may(bob))
@@ -293,7 +296,7 @@ async def test_whoever_was_taken_for_gone_is_let_in_again_by_the_next_beat_at_th
     await other.join("bob")
     await lose_bob(one, store)
     with monkeypatch.context() as patch:
-        patch.setattr(other.module._entered.meetings, "_let_in_again", nothing)
+        patch.setattr(other.module._entered.meetings._presence, "let_in_again", nothing)
         store.links[1].resume()
     assert await connected(store) == {"alice"}
     await other.module._entered.meetings.beat()

@@ -116,7 +116,8 @@ class InternalServer:
                 "store": store,
                 "livekit": trouble is None,
             }
-            | ({} if trouble is None else {"livekit_error": trouble}),
+            | ({} if trouble is None else {"livekit_error": trouble})
+            | self._module.troubles,
             status=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
         )
 

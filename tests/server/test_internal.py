@@ -60,6 +60,16 @@ async def test_readyz_says_that_clients_may_come(host: Hosted, http: aiohttp.Cli
     assert await get(http, host, "/readyz") == (200, everything)
 
 
+async def test_readyz_says_what_went_wrong_and_people_come_all_the_same(
+    door: Hosted, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"rolled_back": {"meetings": 2, "at": 1_780_000_000.0}, "clock_differs_s": -61}
+    monkeypatch.setattr(ModerationModule, "troubles", found)
+    status, answer = await get(http, door, "/readyz")
+    assert status == HTTPStatus.OK
+    assert answer.items() >= found.items()
+
+
 async def test_livekit_that_does_not_answer_is_no_reason_not_to_come(
     livekit: EmbeddedServer, http: aiohttp.ClientSession
 ) -> None:
