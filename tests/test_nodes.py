@@ -296,6 +296,36 @@ async def test_what_is_reported_to_a_node_without_the_meeting_is_repaired_there_
     await until(lambda: other.module._entered.meetings.get(ROOM) is None)
 
 
+async def test_what_is_published_right_after_a_mute_is_muted_wherever_it_is_reported(
+    fake: FakeRoomService, nodes: Nodes
+) -> None:
+    one, other = nodes
+    reports = Reports(fake)
+    alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
+    await reports.bring_to(one)
+    await alice.outcomes("force_mute", participants=["bob"])
+    sid = fake.publish(ROOM, "bob", "microphone")
+    await reports.bring_to(other)
+    await until(lambda: one.is_muted(bob, sid))
+    assert (await bob.until_told("force_muted"))["moderator"] == "alice"
+
+
+async def test_what_is_given_elsewhere_right_after_a_mute_is_theirs_to_publish(
+    fake: FakeRoomService, nodes: Nodes
+) -> None:
+    one, other = nodes
+    reports = Reports(fake)
+    alice, bob = await one.join("alice", Role.MODERATOR), await other.join("bob")
+    await alice.outcomes("force_mute", participants=["bob"])
+    await alice.comes_to("allow", source="microphone", participants=["bob"])
+    there = other.module._entered.meetings[ROOM].just_muted
+    await until(lambda: all(not muting.sources for muting in there.mutings.values()))
+    sid = fake.publish(ROOM, "bob", "microphone")
+    await reports.bring_to(other)
+    await bob.send("create_new_access_token")
+    assert not one.is_muted(bob, sid)
+
+
 async def test_strangers_and_drift_are_told_once_though_all_look(fake: FakeRoomService, store: MemoryStore) -> None:
     reports = Reports(fake)
     async with (

@@ -20,9 +20,10 @@ from signaling.meeting.agreement import Agreement
 from signaling.meeting.due import Due
 from signaling.meeting.journal import Journal
 from signaling.meeting.muted import JustMuted
-from signaling.meeting.roster import Place, Roster
+from signaling.meeting.roster import LAG_S, Place, Roster
 from signaling.meeting.tasks import Tasks, until_done
 from signaling.meeting.tracks import Tracks
+from signaling.stores.contract import Entry, Record
 
 TURN_S: Final = 15.0
 """How long a turn waits for LiveKit in all."""
@@ -76,6 +77,7 @@ class Enforcing:
         self._tasks = tasks
         self._clock = clock
         self._remove_unknown = remove_unknown
+        journal.listen(self._on_commit)
 
     async def carry_out(self, decision: Decision) -> Seen:
         """
@@ -147,6 +149,24 @@ class Enforcing:
             if begun:
                 later.append(partial(self._mute_late, decision, place, who, sources, begun, is_held=False))
         return Seen(findings, silenced, tuple(later))
+
+    def _on_commit(self, before: Record | None, record: Record, entry: Entry | None) -> None:
+        """Whoever another process has muted in this moment is meant here too: LiveKit may report their tracks here."""
+        decision = None if before is None else before.staged
+        if decision is None or entry is None or entry.node == self._journal.node:
+            return
+        if entry.command_id != decision.command_id or self._clock() - entry.at > LAG_S:
+            return
+        match decision.effect:
+            case Mute(participants, sources) as effect if not effect.is_held:
+                places = ((who, place) for who in participants for place in self._roster.places_of(record.state, who))
+                tell = {place: partial(self._tell_of_late_mute, decision, who) for who, place in places}
+                self._just_muted.begin(tell, sources)
+            case Agree(_, sources):
+                for place in self._just_muted.mutings:
+                    self._just_muted.note_given(place, sources)
+            case _:
+                pass
 
     def _live_sids(self, place: Place, sources: frozenset[Source]) -> frozenset[TrackSid]:
         presence = self._roster.presence(*place)
