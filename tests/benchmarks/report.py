@@ -68,9 +68,10 @@ they say so.
   measuring process, and everything shares the cores. *A commit* is the store's `append`, one after the other, of an
   entry of one change with one outcome in its audit; *CPU* is that of the measuring process, Redis' own apart. *Hands a
   second* are the most, of loads of 4 to 64 commands at once in as many meetings of ten, with which 99 of 100 are told
-  within 50 ms to somebody on the same node; the CPU is that of that load, of all nodes together. *Joins in 10 s* come
-  evenly, whether or not those before are in. A restriction is given in all meetings at once. What Redis is asked is
-  counted by `INFO commandstats`: scripts asked for by nodes, and all commands that it then executed, those within
+  within 50 ms to somebody on the same node: the load is sought once, the figures are of runs of their own that held it,
+  and their ratios medians over pairs of a round; the CPU is that of that load, of all nodes together. *Joins in 10 s*
+  come evenly, whether or not those before are in. A restriction is given in all meetings at once. What Redis is asked
+  is counted by `INFO commandstats`: scripts asked for by nodes, and all commands that it then executed, those within
   scripts included.
 """
 
