@@ -20,6 +20,7 @@ from tests.fault_proxy import FaultProxy
 from tests.soak.bell import Bell
 
 _READY_S: Final = 30
+_STARTS: Final = 4
 _STOP_S: Final = (15.0,)
 _ANSWERS_S: Final = 5
 _AFTER_S: Final = 6.0
@@ -119,11 +120,18 @@ class Node:
 
     async def start(self) -> None:
         """
-        Start it (again), with the same addresses, and wait until it is ready.
+        Start it (again), with the same addresses, and wait until it is ready; again if it is not, as systemd would.
 
         Raises:
-            NodeFailed: It is not.
+            NodeFailed: It never is.
         """
+        for _ in range(_STARTS):
+            if await self._start():
+                self.recovered()
+                return
+        raise NodeFailed(f"{self.name} was not ready: {' / '.join(self._running.last_words)}")
+
+    async def _start(self) -> bool:
         environment = {
             **os.environ,
             **self._settings,
@@ -139,8 +147,8 @@ class Node:
         self._child = child = await ChildProcess.start(command, environment, on_line=self._note)
         await self._bell.until(lambda: self._is_ready or child.status is not None, _READY_S)
         if not self._is_ready:
-            raise NodeFailed(f"{self.name} was not ready: {' / '.join(child.last_words)}")
-        self.recovered()
+            await child.end(())
+        return self._is_ready
 
     async def kill(self) -> None:
         """Let it die at once."""
@@ -224,7 +232,8 @@ class Node:
         try:
             told: dict[str, Any] = json.loads(line)
         except ValueError:
-            self.broken.append(line[:300])
+            if self._is_ready:  # what it says when it cannot start is for people
+                self.broken.append(line[:300])
             return
         if "signaling" in told:
             self._is_ready = True
