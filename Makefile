@@ -27,7 +27,7 @@ ifeq ($(strip $(ARGS)),)
 	$(BIN)/coverage run -m pytest $(COUNTED)
 	@uncovered=$$($(BIN)/coverage report --skip-covered --fail-under=100 \
 		--include='signaling/core/*,signaling/messages/*') || { printf '%s\n' "$$uncovered"; exit 1; }
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(COUNTED))
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(addprefix --ignore=,$(COUNTED))
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -219,7 +219,7 @@ async def test_an_older_version_that_meets_a_newer_format_goes_out_of_service(tm
 @pytest.mark.parametrize("hung", ["LiveKit", "the store"])
 async def test_a_node_ends_by_itself_though_what_it_needs_hangs(tmp_path: Path, hung: str) -> None:
     async with (
-        two_nodes(tmp_path, MODERATION_LIVEKIT_TIMEOUT_S="6") as (redis, fake, (one, _)),
+        two_nodes(tmp_path, MODERATION_LIVEKIT_TIMEOUT_S="5") as (redis, fake, (one, _)),
         asyncio.timeout(LIMIT_S),
         SignalingClient(one.signaling_url, ticket("alice", Role.MODERATOR)) as alice,
         AsyncExitStack() as stack,

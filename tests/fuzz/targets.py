@@ -359,11 +359,11 @@ class Http(Target):
         coding = dice.choice(["gzip", "deflate", "br", "zstd", "identity", "x", "gzip, gzip", ""])
         match dice.randrange(4):
             case 0:
-                return gzip.compress(body), coding
+                return gzip.compress(body, mtime=0), coding
             case 1:
                 return zlib.compress(body), coding
             case 2:
-                return mangled(dice, gzip.compress(body)), coding
+                return mangled(dice, gzip.compress(body, mtime=0)), coding
             case _:
                 return body, coding
 
