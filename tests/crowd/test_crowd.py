@@ -133,6 +133,28 @@ async def test_a_tone_is_heard_and_a_picture_is_seen(
     assert info.state == ParticipantInfo.ACTIVE
 
 
+async def test_who_listens_is_told_whose_tone_comes_in(
+    server: EmbeddedServer, service: RoomService, crowd: Crowd
+) -> None:
+    async def heard(identity: str, since: float = 0) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while ear.heard.get(identity, -1) < since:  # noqa: ASYNC110 - it is another process
+                await asyncio.sleep(0.02)
+
+    bob = await crowd.join(server.url, token(server, "bob"), publish=["microphone"])
+    ear = await crowd.join(server.url, token(server, "ear"), auto_subscribe=True, listens=True)
+    await crowd.join(server.url, token(server, "carol"), publish=[{"source": "microphone", "muted": True}])
+    await heard("bob")
+    await mute(service, "bob", bob.tracks[0])
+    muted_by = time.monotonic()
+    await crowd.join(server.url, token(server, "dave"), publish=["microphone"])
+    await heard("dave", since=muted_by + 2 * SOON_S)
+    assert ear.heard["bob"] < muted_by + SOON_S
+    assert set(ear.heard) == {"bob", "dave"}
+    await bob.unmute(bob.tracks[0])
+    await heard("bob", since=muted_by + 2 * SOON_S)
+
+
 async def test_a_permission_taken_away_ends_the_track_and_the_member_is_told(
     server: EmbeddedServer, service: RoomService, crowd: Crowd, listener: MediaParticipant
 ) -> None:
