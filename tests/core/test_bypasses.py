@@ -9,7 +9,7 @@ from signaling.core.bypasses import bypassing, unaccompanied
 from signaling.core.changes import Granted, Restricted
 from signaling.core.effects import Permission, Presence, Track
 from signaling.core.participants import Kind, Role, Source
-from signaling.core.state import MeetingState
+from signaling.core.state import Block, MeetingState
 from signaling.identifiers import Identity, ParticipantId, TrackSid
 from tests.core.meetings import (
     ALICE,
@@ -77,6 +77,10 @@ def test_a_stranger_may_not_publish_what_they_did_not_come_with_under_the_name_o
     assert bypassing(MEETING, replace(only_seen, permission=allowing(CAMERA, MICROPHONE))) == ()
     assert bypassing(MEETING, replace(only_seen, identity=Identity(BOB))) == (), "LiveKit is about to allow Bob more"
     assert bypassing(MEETING, replace(only_seen, is_hidden=True)) == (), "a service has nothing but its token"
+    kept_from_sound = replace(MEETING, blocks=frozenset({Block(DAVE, Source.MICROPHONE)}))
+    assert bypassing(kept_from_sound, replace(only_seen, is_hidden=True)) == (disguised,)
+    kept_from_pictures = replace(MEETING, blocks=frozenset({Block(DAVE, Source.CAMERA)}))
+    assert bypassing(kept_from_pictures, replace(only_seen, is_hidden=True)) == ()
     sound = track(SCREEN_AUDIO, is_sound=True)
     only_screen = replace(publishing(sound, who=DAVE), permission=allowing(SCREEN, SCREEN_AUDIO))
     assert unaccompanied(MEETING, only_screen) == (sound,)
