@@ -6,6 +6,7 @@
 # make fuzz               attack a server by chance for ten minutes; ARGS="--seconds 60 --seed 7"
 # make soak               several nodes under faults for ten minutes; ARGS="--seconds 90 --seed 7"
 # make mutants            see which faults the tests would notice; ARGS="--only policy"
+# make console            build the packages of examples/console
 # make docs               the documentation, in docs/_build/html
 # make schemas            describe the messages anew, in schemas/
 # make lock               pin the dependencies anew; ARGS=--upgrade to the newest
@@ -14,7 +15,7 @@ ARGS =
 BIN = .venv/bin
 COUNTED = tests/core tests/messages tests/test_schemas.py tests/test_strangers.py tests/test_view.py
 
-.PHONY: demo test lint server bench fuzz soak mutants docs schemas lock clean
+.PHONY: demo test lint server bench fuzz soak mutants console docs schemas lock clean
 
 demo:
 	@.ci/bootstrap demo $(ARGS)
@@ -60,6 +61,10 @@ mutants:
 	@.ci/bootstrap test
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
+console:
+	@.ci/bootstrap
+	@.ci/console npm run build
+
 docs:
 	@.ci/bootstrap
 	@$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html
@@ -73,7 +78,10 @@ lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --custom-compile-command "make lock" --all-extras --group dev pyproject.toml \
 		-o .ci/requirements.lock $(ARGS)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --custom-compile-command "make lock" --group node -o .ci/node.lock $(ARGS)
 
 clean:
 	rm -rf .venv build dist docs/_build .coverage .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf examples/console/node_modules examples/console/*/dist examples/console/*/reference
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

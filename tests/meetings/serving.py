@@ -76,7 +76,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(livekit: EmbeddedServer, directory: Path, **settings: str) -> AsyncIterator[Serving]:
+async def serving(
+    livekit: EmbeddedServer | FakeRoomService, directory: Path, **settings: str
+) -> AsyncIterator[Serving]:
     """A running server, which ends with the block."""
     server = Serving(livekit, directory, **settings)
     await server.start()
