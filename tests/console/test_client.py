@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from signaling import Participant, Role
@@ -13,12 +14,13 @@ from signaling.livekit.installation import require
 from signaling.server import make_ticket
 from signaling.testing.fake_room_service import FakeRoomService
 from signaling.testing.participants import ParticipantProcess
-from tests.console.npm import NodeClient, node_client
+from tests.console.npm import NodeClient, Refused, node_client
 from tests.meetings.serving import KEY, ROOM, Serving, serving
 
 pytestmark = pytest.mark.usefixtures("built")
 
 MODERATOR = Role.MODERATOR
+TOKEN = "of the controller alone"
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ async def server_with_media(tmp_path: Path) -> AsyncIterator[Serving]:
 
 @pytest.fixture
 async def server(fake: FakeRoomService, tmp_path: Path) -> AsyncIterator[Serving]:
-    async with serving(fake, tmp_path) as running:
+    async with serving(fake, tmp_path, MODERATION_INTERNAL_TOKEN=TOKEN) as running:
         yield running
 
 
@@ -166,6 +168,29 @@ async def test_it_comes_back_to_a_server_that_was_restarted(server: Serving, num
         assert [each["source"] for each in alice.snapshot["state"]["restrictions"]] == ["camera"]
         assert (await alice.call("unrestrict", {"source": "camera"}))["outcomes"] != []
         await alice.until(lambda: alice.snapshot["state"]["restrictions"] == [])
+
+
+async def test_what_was_sent_when_the_connection_broke_may_have_been_done(server: Serving) -> None:
+    async with node_client(server.signaling_url, tickets("alice", MODERATOR)) as alice:
+        await joined(alice)
+        assert server._process is not None
+        server._process.send_signal(signal.SIGSTOP)
+        muting = alice.begin("mute", {"everyone_except": []})
+        late = await alice.refusal("raiseHand", {"timeoutMs": 50})
+        assert (late["why"], late["sent"]) == ("timed_out", True)
+        await server.end(signal.SIGKILL)
+        with pytest.raises(Refused) as lost:
+            await alice.answer(muting)
+        assert (lost.value.error["why"], lost.value.error["sent"]) == ("connection_lost", True)
+
+
+async def test_the_end_of_the_meeting_is_the_end(server: Serving) -> None:
+    async with node_client(server.signaling_url, tickets("bob")) as bob:
+        await joined(bob)
+        room = f"{server.internal_url}/v1/rooms/{ROOM}"
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http, http.delete(room):
+            await bob.until(lambda: bob.state == "ended")
+        assert bob.snapshot["connection"] == {"state": "ended", "reason": "room_deleted"}
 
 
 async def test_who_is_kicked_stays_away_and_who_is_banned_gets_in_no_more(server: Serving) -> None:

@@ -173,7 +173,8 @@ export class ModerationClient extends Commands {
     const known = this.#credentials;
     if (payload.message === "join_success") this.#credentials = payload.livekit?.credentials;
     else if (payload.message === "credentials") this.#credentials = withoutMessage(payload);
-    this.#update(after(this.#snapshot, frame), this.#credentials !== known);
+    const isAside = payload.message === "state" && !this.#watches; // of `getState`, for who asked
+    this.#update(isAside ? this.#snapshot : after(this.#snapshot, frame), this.#credentials !== known);
     switch (payload.message) {
       case "join_success":
         if (this.#credentials === undefined) this.#askAgain();

@@ -169,6 +169,9 @@ describe("the state that moderators watch", () => {
     const { client, socket } = await joined({}, { watch: false });
     expect(client.getSnapshot()).not.toHaveProperty("state");
     expect(socket.commands("watch")).toHaveLength(0);
+    const before = client.getSnapshot();
+    socket.tell("livekit_moderation", { message: "state", ...STATE });
+    expect(client.getSnapshot()).toBe(before);
     client.watch(true);
     client.watch(true);
     expect(socket.commands("watch")).toEqual([{ action: "watch", enabled: true }]);
