@@ -26,7 +26,10 @@ TOKEN = "of the controller alone"
 @pytest.fixture
 async def server_with_media(tmp_path: Path) -> AsyncIterator[Serving]:
     """For what LiveKit has to do; else the server is as real, and LiveKit is not."""
-    async with EmbeddedServer(path=require(None)) as livekit, serving(livekit, tmp_path) as running:
+    async with (
+        EmbeddedServer(path=require(None)) as livekit,
+        serving(livekit, tmp_path, MODERATION_SWEEP_S="1") as running,
+    ):
         yield running
 
 
@@ -61,20 +64,21 @@ async def test_a_mute_is_done_in_livekit_and_seen_in_the_state(server_with_media
         welcome = (await bob.join())["livekit"]
         media = await process.connect(welcome["public_url"], welcome["token"], publish_tone_hz=440)
         await joined(alice)
+
+        def bob_is(*, muted: bool) -> bool:
+            match seen(alice, "bob"):
+                case {"publishing": [{"source": "microphone", "muted": is_muted}]}:
+                    return is_muted is muted
+            return False
+
+        await alice.until(lambda: bob_is(muted=False))
         result = await alice.call("mute", {"participants": ["bob", "carol"]})
         assert result["outcomes"] == [
             {"participant": "bob", "outcome": "muted"},
             {"participant": "carol", "outcome": "unknown"},
         ]
         await media.wait_for("track_muted", identity="bob")
-
-        def is_muted() -> bool:
-            match seen(alice, "bob"):
-                case {"publishing": [{"source": "microphone", "muted": muted}]}:
-                    return muted is True
-            return False
-
-        await alice.until(is_muted)
+        await alice.until(lambda: bob_is(muted=True))
 
 
 async def test_every_kind_of_command_has_its_answer(server: Serving) -> None:
@@ -138,17 +142,19 @@ async def test_every_kind_of_command_has_its_answer(server: Serving) -> None:
 
 async def test_a_change_that_was_lost_is_made_up_for(server: Serving) -> None:
     async with node_client(server.signaling_url, tickets("alice", MODERATOR)) as alice:
-        await joined(alice)
-        await alice.until(lambda: any(event == "livekit_moderation/state" for event, _ in alice.told))
+
+        def states() -> list[str]:
+            return [event for event, _ in alice.told if event == "livekit_moderation/state"]
+
+        await alice.until(lambda: len(states()) == 1)
         alice.send({"lose": 1})
         await alice.call("restrict", {"source": "camera"})
         await alice.until(lambda: alice.lost == 1)
+        assert alice.snapshot["state"]["restrictions"] == []
         await alice.call("restrict", {"source": "screen_share"})
-        await alice.until(lambda: len(alice.snapshot["state"]["restrictions"]) > 1)
+        await alice.until(lambda: len(states()) == 2)  # asked for, since a change was missing
         sources = {restriction["source"] for restriction in alice.snapshot["state"]["restrictions"]}
         assert sources >= {"camera", "screen_share"}
-        states = [payload for event, payload in alice.told if event == "livekit_moderation/state"]
-        assert len(states) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
