@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import jwt
 import pytest
 from livekit.protocol import models
 
 import signaling.meetings
 import signaling.presence
-from signaling import Role
+from signaling import Role, WebhookRefused
 from signaling.core.participants import Source
 from signaling.identifiers import BreakoutId, SessionId
 from signaling.meeting.meeting import Meeting
@@ -380,3 +381,67 @@ async def test_commands_given_on_two_nodes_at_once_are_carried_out_one_after_ano
     assert record is not None
     assert record.staged is None
     assert {Source.CAMERA, Source.MICROPHONE} <= record.state.restricted
+
+
+# --- What is counted once, wherever ------------------------------------------------------------------------------
+
+
+async def test_popouts_are_numbered_through_wherever_their_owner_is(nodes: Nodes) -> None:
+    named = []
+    for node in (*nodes, *nodes):
+        bob = await node.join("bob")
+        await bob.send("request_popout_stream_access_token")
+        token = bob.told("popout_stream_access_token")[-1]["token"]
+        named.append(jwt.decode(token, options={"verify_signature": False})["sub"])
+    assert named == [f"bob-popout{number}" for number in range(1, 5)]
+
+
+async def test_a_question_is_answered_wherever_whoever_was_asked_is_by_then(nodes: Nodes) -> None:
+    one, other = nodes
+    alice, bob = await one.join("alice", Role.MODERATOR), await one.join("bob")
+    await alice.comes_to("restrict", source="microphone")
+    assert await alice.comes_to("ask_to_unmute", participants=["bob"]) == {"bob": "asked"}
+    (asked,) = bob.noticed("unmute_requested")
+    back = await other.join("bob")
+    assert back.noticed("unmute_requested") == [asked]
+    assert await back.comes_to("answer_unmute_request", request_id=asked["request_id"], accept=True) == {
+        "bob": "granted"
+    }
+    answered = await alice.until_told("unmute_request_answered", "livekit_moderation")
+    assert (answered["participant"], answered["accepted"]) == ("bob", True)
+    again = await back.moderated("answer_unmute_request", request_id=asked["request_id"], accept=True)
+    assert again["error"] == "unknown_request_id"
+
+
+async def test_nobody_is_asked_more_often_because_others_ask_elsewhere(nodes: Nodes) -> None:
+    one, other = nodes
+    alice, anne = await one.join("alice", Role.MODERATOR), await other.join("anne", Role.MODERATOR)
+    bob = await other.join("bob")
+    assert await alice.comes_to("ask_to_unmute", participants=["bob"]) == {"bob": "asked"}
+    assert (await anne.moderated("ask_to_unmute", participants=["bob"]))["error"] == "rate_limit_exceeded"
+    assert len(bob.noticed("unmute_requested")) == 1
+
+
+async def test_hands_are_in_one_order(nodes: Nodes) -> None:
+    one, other = nodes
+    alice, anne = await one.join("alice", Role.MODERATOR), await other.join("anne", Role.MODERATOR)
+    people = [await node.join(name) for name, node in zip(("dave", "bob", "carol"), (other, one, other), strict=True)]
+    for person in people:
+        await person.session.receive("control", {"action": "raise_hand"})
+    seen = []
+    for moderator in (alice, anne):
+        await moderator.moderate("get_state")
+        state = moderator.noticed("state")[-1]
+        up = [each for each in state["participants"] if each["hand_is_up"]]
+        seen.append([each["participant"] for each in sorted(up, key=lambda each: each["hand_updated_at"])])
+    assert seen == [["dave", "bob", "carol"]] * 2
+
+
+async def test_a_report_counts_once_whichever_nodes_it_is_brought_to(nodes: Nodes, fake: FakeRoomService) -> None:
+    bodies: list[bytes] = []
+    fake.observe(lambda change: bodies.append(body) if (body := webhook_of(change)) else None)
+    await nodes[0].join("bob")
+    signature = sign_webhook(bodies[-1], fake.api_key, fake.api_secret)
+    await nodes[0].module.receive_webhook(bodies[-1], signature)
+    with pytest.raises(WebhookRefused, match="replayed"):
+        await nodes[1].module.receive_webhook(bodies[-1], signature)
