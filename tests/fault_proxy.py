@@ -40,6 +40,7 @@ class FaultProxy:
         self._swallows = (False, False)
         self._halving: set[bool] = set()
         self._losing: Where | None = None
+        self._reply: bytes | None = None
         self._expected: list[tuple[Where, asyncio.Future[None]]] = []
 
     async def __aenter__(self) -> Self:
@@ -93,8 +94,13 @@ class FaultProxy:
         """Pass on the next request of which that is true, and cut its connection instead of answering it."""
         self._losing = where
 
+    def reply(self, answer: bytes) -> None:
+        """Answer with that whatever is asked, pass nothing on, and close the connection."""
+        self._reply = answer
+
     async def heal(self) -> None:
         """End all faults."""
+        self._reply = None
         self._delays_s = (0.0, 0.0)
         self._swallows = (False, False)
         self._halving.clear()
@@ -151,6 +157,13 @@ class FaultProxy:
         if self._swallows[answers]:
             wire.is_spoiled = True
             return True
+        if not answers and self._reply is not None:
+            asking = wire.asking
+            asking.write(self._reply)
+            await asking.drain()
+            asking.close()  # what was written gets there
+            self._cut(wire, but=asking)
+            return False
         if answers and wire.loses_answer:
             self.lost += 1
             self._cut(wire)
@@ -187,6 +200,11 @@ class _Wire:
         self.is_spoiled = False
         self.is_cut = False
         self.loses_answer = False
+
+    @property
+    def asking(self) -> asyncio.StreamWriter:
+        """To whoever connected."""
+        return self._writers[0]
 
     def abort(self, but: asyncio.StreamWriter | None = None) -> None:
         for writer in self._writers:

@@ -158,6 +158,17 @@ async def test_one_answer_is_lost_to_a_request_that_is_chosen(proxy: FaultProxy,
         assert await client.ask(b"two\n") == b"two\n"
 
 
+async def test_an_answer_of_its_own_is_all_that_comes(proxy: FaultProxy, echo: Echo) -> None:
+    async with connected(proxy) as client:
+        proxy.reply(b"busy\n")
+        assert await client.ask(b"one\n") == b"busy\n"
+        assert await client.rest_of_line() == b""
+    await proxy.heal()
+    async with connected(proxy) as client:
+        assert await client.ask(b"two\n") == b"two\n"
+    assert echo.asked == [b"two\n"]
+
+
 async def test_a_request_can_be_waited_for(proxy: FaultProxy) -> None:
     async with connected(proxy) as client:
         proxy.delay(answers_s=0.05)

@@ -139,7 +139,10 @@ def test_the_program_measures_on_real_servers(names: list[str], tmp_path: Path) 
             assert each["ratio"] == pytest.approx(each["measured"]["median"] / below, rel=1e-3)
     timed = [each for each in found["rows"] if each["unit"] in {"ms", "/s"}]
     assert all(each["ratio"] > 0 for each in timed if each["baseline"] is not None)
-    never_nothing = [each for each in timed if each["benchmark"] not in {"command", "cheats"}]
+    # The CPU of one of two processes is what one of both takes less that of the other.
+    never_nothing = [
+        each for each in timed if each["benchmark"] not in {"command", "cheats"} and "alone" not in each["what"]
+    ]
     assert all(min(each["measured"]["samples"]) > 0 for each in never_nothing)
     for sweep_alone in [each for each in timed if "SWEEP" in each["where"] and "screen" in each["what"]]:
         assert min(sweep_alone["measured"]["samples"]) > 500  # it is heard for the second in which its picture may come

@@ -33,6 +33,10 @@ SAMPLES = {
         "docs/design.md",
         "frame ─► server/connection.py ─► session.py ─► answers.py ─► meeting/turn.py, when it is the command's turn",
     ): ("a picture; tests/docs/test_design.py goes along it"),
+    (
+        "docs/server.md",
+        "ACL SETUSER moderation on >PASSWORD ~moderation:* &moderation:news",
+    ): "tests/stores/test_redis_inspection.py reads it from there, and takes away one right after the other",
 }
 """Output that cannot be compared, by page and first line, and why; what follows a program is compared."""
 BY_SPHINX = {"{toctree}", "{eval-rst}"}

@@ -3,11 +3,9 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from aiohttp import web
 from redis.asyncio import Redis
 
 from signaling import ModerationModule, Role, Settings
@@ -56,7 +54,8 @@ class Several:
         async with Redis(port=self.redis.port, db=LIVEKIT_DATABASE, decode_responses=True) as client:
             node = await client.hget("room_node_map", ROOM)
         assert isinstance(node, str)
-        [one] = [server for server in self.servers if not any(f'"{node}"' in line for line in server.log_tail)]
+        own = f'"nodeID":"{node}"'  # others name it too: "selectedNodeID"
+        [one] = [server for server in self.servers if not any(own in line for line in server.log_tail)]
         return one
 
     def ask(self, server: EmbeddedServer) -> None:
@@ -130,23 +129,3 @@ def _config(redis: RedisServer, before: list[EmbeddedServer], servers: int) -> M
         first = before[0]
         shared |= {"keys": {first.api_key: first.api_secret}, "webhook": {"api_key": first.api_key}}
     return shared
-
-
-@asynccontextmanager
-async def answering(status: HTTPStatus) -> AsyncIterator[int]:
-    """The port of something that answers everything with this status."""
-
-    async def answer(_request: web.Request) -> web.Response:
-        response = web.Response(status=status, text="upstream connect error")
-        response.force_close()
-        return response
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()

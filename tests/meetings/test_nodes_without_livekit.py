@@ -13,7 +13,7 @@ from signaling.errors import MediaServerError
 from signaling.livekit.embedded import EmbeddedServer
 from tests.meeting_on_fake import until
 from tests.meetings.cheating import HEARD_S
-from tests.meetings.several import DEADLINE_S, Several, answering, several
+from tests.meetings.several import DEADLINE_S, Several, several
 
 ANSWERED_S = 2 * DEADLINE_S + 1
 """Each may find out by itself that nothing is answered, one after the other; the rest is for a loaded machine."""
@@ -36,12 +36,10 @@ async def fault(kind: str, meeting: Several) -> AsyncIterator[None]:
             proxy.delay(answers_s=0.2)
             yield
         case _:
-            target = proxy.target
-            async with answering(HTTPStatus(int(kind))) as port:
-                proxy.target = port
-                proxy.drop()
-                yield
-                proxy.target = target
+            status = HTTPStatus(int(kind))
+            head = f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            proxy.reply(head.encode())
+            yield
     await proxy.heal()
 
 
@@ -83,6 +81,7 @@ async def test_each_node_answers_in_time_and_goes_on_afterwards(kind: str, serve
 async def test_rooms_are_made_again_once_and_who_returns_is_heard_no_longer_than_with_one_node(nodes: int) -> None:
     async with several(servers=1, nodes=nodes) as meeting:
         [server] = meeting.servers
+        unused_token = await new_token(meeting)
         await comes_to_restrict(meeting)
         meeting.proxy.refuse()
         meeting.proxy.drop()
@@ -96,7 +95,7 @@ async def test_rooms_are_made_again_once_and_who_returns_is_heard_no_longer_than
         await meeting.proxy.accept()
         await livekit_is_back(meeting)
         await until(lambda: made._value.get() > before)
-        listener = await meeting.nodes[0].enter(await new_token(meeting))
+        listener = await meeting.nodes[0].enter(unused_token)
         heard_s = await meeting.nodes[0].heard_for(
             "bob", lambda: meeting.come_back(meeting.old_token), listener=listener
         )

@@ -19,6 +19,7 @@ from signaling.core.changes import (
     Change,
     ConnectionLost,
     Ended,
+    Entered,
     Granted,
     Held,
     MutesNoted,
@@ -43,6 +44,7 @@ from signaling.core.commands import (
     NoteCame,
     NoteRoomDeleted,
     NoteUnmutedAgain,
+    Reconnect,
 )
 from signaling.core.decisions import Decision, decide
 from signaling.core.effects import Effect, Finding, Mute, Presence, Stop
@@ -123,6 +125,7 @@ DECIDED: list[AnyCommand] = [
     Depart(BOB),
     DepartUnlessBack(frozenset({BOB}), AT),
     LoseConnections(frozenset({BOB}), AT + 10),
+    Reconnect({BOB: SessionId("s-2")}),
     Move(BOB, BreakoutId("red")),
     ChangeRole(BOB, Role.MODERATOR),
     End(),
@@ -174,7 +177,8 @@ def test_whatever_is_decided_and_comes_of_it_comes_back(
     asked = Asked("c-1", UnmuteRequest(BOB, ALICE, AT + 60), until)
     busy = apply(MEETING, (Banned(frozenset({CAROL})), PresenterSet(BOB), MutesNoted({BOB: microphone}, until)))
     later = apply(apply(busy, kept_from_bob, command_id=CommandId("c-1")), (asked,))
-    away = apply(later, (ConnectionLost(frozenset({BOB}), AT), RoleGiven(BOB, Role.MODERATOR)))
+    back = Entered(BOB, replace(later.members[BOB], session=SessionId("s-2")))
+    away = apply(later, (back, ConnectionLost(frozenset({BOB}), AT), RoleGiven(BOB, Role.MODERATOR)))
     empty = replace(MEETING, members={}, empty_since=AT)
     is_decided = False
     for state, sender in itertools.product((MEETING, busy, later, away, empty), (CONTROLLER, ALICE, BOB)):
