@@ -168,7 +168,7 @@ SCHEDULES = st.builds(Schedule, ACTS, FAULTS, nodes=st.sampled_from((2, 2, 2, 3)
 
 
 @settings(
-    max_examples=int(os.environ.get("SCHEDULES", "500")),
+    max_examples=int(os.environ.get("SCHEDULES", "2000")),
     derandomize="SCHEDULES" not in os.environ,  # a change is judged by the same schedules; by others when asked for
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
