@@ -57,15 +57,15 @@ class Reports:
 
     def __init__(self, fake: FakeRoomService) -> None:
         self._fake = fake
-        self._bodies: list[bytes] = []
+        self.bodies: list[bytes] = []
         fake.observe(self._collect)
 
     def _collect(self, change: Change) -> None:
         if (body := webhook_of(change)) is not None:
-            self._bodies.append(body)
+            self.bodies.append(body)
 
     async def bring_to(self, node: MeetingOnFake) -> None:
-        bodies, self._bodies = self._bodies, []
+        bodies, self.bodies = self.bodies, []
         for body in bodies:
             await node.module.receive_webhook(body, sign_webhook(body, self._fake.api_key, self._fake.api_secret))
 
@@ -438,10 +438,10 @@ async def test_hands_are_in_one_order(nodes: Nodes) -> None:
 
 
 async def test_a_report_counts_once_whichever_nodes_it_is_brought_to(nodes: Nodes, fake: FakeRoomService) -> None:
-    bodies: list[bytes] = []
-    fake.observe(lambda change: bodies.append(body) if (body := webhook_of(change)) else None)
+    reports = Reports(fake)
     await nodes[0].join("bob")
-    signature = sign_webhook(bodies[-1], fake.api_key, fake.api_secret)
-    await nodes[0].module.receive_webhook(bodies[-1], signature)
+    again = reports.bodies[-1:]
+    await reports.bring_to(nodes[0])
+    reports.bodies = again
     with pytest.raises(WebhookRefused, match="replayed"):
-        await nodes[1].module.receive_webhook(bodies[-1], signature)
+        await reports.bring_to(nodes[1])

@@ -143,7 +143,7 @@ class Link:
         return await self._ask(run)
 
     def subscription(self) -> PubSub:
-        """A connection of its own, for what is published."""
+        """A connection of its own, for what is published; a context that closes it."""
         subscription: PubSub = self.client.pubsub()
         return subscription
 

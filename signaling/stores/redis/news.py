@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
+from redis.asyncio.client import PubSub
 
 from signaling.errors import StoreError
 from signaling.identifiers import RoomId
@@ -63,7 +64,6 @@ class News:
         self._on_turn = on_turn
         self._on_subscribed = on_subscribed
         self._subscribed = asyncio.Event()
-        self._is_subscribed = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -92,7 +92,7 @@ class News:
     @property
     def is_subscribed(self) -> bool:
         """Whether whatever is published is heard, as far as is known."""
-        return self._is_subscribed
+        return self._subscribed.is_set()
 
     async def _run(self) -> None:
         while True:
@@ -108,31 +108,32 @@ class News:
             await self._link.wait()
 
     async def _listen(self) -> None:
-        subscription = self._link.subscription()
-        try:
-            await subscription.subscribe(scripts.NEWS)
+        async with self._link.subscription() as subscription:
+            try:
+                await self._hear(subscription)
+            finally:
+                self._subscribed.clear()
+
+    async def _hear(self, subscription: PubSub) -> None:
+        await subscription.subscribe(scripts.NEWS)
+        is_pinged = False
+        while True:
+            message = await subscription.get_message(timeout=_PONG_S if is_pinged else _LISTENS_S)
+            if message is None:
+                if is_pinged:
+                    raise TimeoutError
+                await subscription.ping()
+                is_pinged = True
+                continue
             is_pinged = False
-            while True:
-                message = await subscription.get_message(timeout=_PONG_S if is_pinged else _LISTENS_S)
-                if message is None:
-                    if is_pinged:
-                        raise TimeoutError
-                    await subscription.ping()
-                    is_pinged = True
-                    continue
-                is_pinged = False
-                match message["type"]:
-                    case "subscribe":
-                        self._is_subscribed = True
-                        self._subscribed.set()
-                        self._on_subscribed()
-                    case "message":
-                        self._note(message["data"])
-                    case _:
-                        pass  # the answer to a ping
-        finally:
-            self._is_subscribed = False
-            await subscription.aclose()  # type: ignore[no-untyped-call]
+            match message["type"]:
+                case "subscribe":
+                    self._subscribed.set()
+                    self._on_subscribed()
+                case "message":
+                    self._note(message["data"])
+                case _:
+                    pass  # the answer to a ping
 
     def _note(self, news: bytes) -> None:
         line, _, data = news.partition(b"\n")

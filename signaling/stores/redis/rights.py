@@ -80,10 +80,7 @@ async def check_rights(link: Link) -> None:
         await client.execute_command(way, script, len(_KEYS), *_KEYS, scripts.NEWS, _FOR_NOBODY)
     if not isinstance(client, RedisCluster):
         await client.role()
-    subscription = link.subscription()
-    try:
+    async with link.subscription() as subscription:
         await subscription.subscribe(scripts.NEWS)
         if await subscription.get_message(timeout=TIMEOUT_S) is None:
             raise TimeoutError("a subscription is not answered")
-    finally:
-        await subscription.aclose()  # type: ignore[no-untyped-call]
