@@ -14,6 +14,7 @@
 ARGS =
 BIN = .venv/bin
 COUNTED = tests/core tests/messages tests/test_schemas.py tests/test_strangers.py tests/test_view.py
+ALONE = tests/benchmarks tests/cli/test_demo.py tests/deploying tests/soak
 
 .PHONY: demo test lint server bench fuzz soak mutants console docs schemas lock clean
 
@@ -22,13 +23,15 @@ demo:
 	@$(BIN)/livekit-moderation demo $(ARGS)
 
 # Counting lines takes as long again as the tests themselves, so only those that have to reach every branch are counted.
+# Whole systems under load, with real sound or a figure, have the machine to themselves.
 test: lint
 	@.ci/bootstrap test
 ifeq ($(strip $(ARGS)),)
 	$(BIN)/coverage run -m pytest $(COUNTED)
 	@uncovered=$$($(BIN)/coverage report --skip-covered --fail-under=100 \
 		--include='signaling/core/*,signaling/messages/*') || { printf '%s\n' "$$uncovered"; exit 1; }
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(addprefix --ignore=,$(COUNTED))
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(addprefix --ignore=,$(COUNTED) $(ALONE))
+	$(BIN)/python -m pytest $(ALONE)
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -1,8 +1,7 @@
 """The servers of the demo: one in this process, or several in their own, on one Redis and one LiveKit."""
 
-import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +11,7 @@ from signaling.server.internal import WEBHOOK_PATH
 from signaling.server.server import ModerationServer
 from signaling.settings import ServerSettings
 from signaling.testing.node_process import NodeProcess
-from signaling.testing.redis_server import RedisServer
+from signaling.testing.redis_server import RedisServer, free_port
 
 _ELSEWHERE: Final = ("bob", "carol", "mallory")
 """Who connects to other nodes than the first."""
@@ -142,8 +141,7 @@ def _keys(settings: ServerSettings, embedded: EmbeddedServer | None) -> tuple[st
 
 def _free_addresses(count: int) -> list[str]:
     """So many, on which nobody listened a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return [f"127.0.0.1:{port}" for port in ports]

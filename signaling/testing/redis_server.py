@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,6 +22,8 @@ _READY: Final = "Ready to accept connections"
 _PORT_TAKEN: Final = "Address already in use"
 _PORT_ATTEMPTS: Final = 5
 _STOP_S: Final = (2.0,)
+_LISTENED_ON: Final = range(20_000, 32_000)
+"""Below what systems give to outgoing connections, one of which may take a port between its choice and its use."""
 
 
 class RedisMissing(SignalingError):
@@ -157,7 +161,9 @@ class RedisServer:
 
 
 def free_port() -> int:
-    """One on which nobody listened a moment ago."""
-    with socket.socket() as free:
-        free.bind((_LOOPBACK, 0))
-        return int(free.getsockname()[1])
+    """One on which nobody listened a moment ago, and which no outgoing connection is given meanwhile."""
+    while True:
+        port = random.choice(_LISTENED_ON)  # noqa: S311 - no secret
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind((_LOOPBACK, port))
+            return port
